@@ -1,0 +1,170 @@
+"""The model card: README.md of a finished run, with the front matter that the Hub reads.
+
+Front matter: https://huggingface.co/docs/hub/model-cards. Strings are written as JSON, which YAML contains, so no
+prompt can break out of its quotes. No path of the machine is written, and no caption but the recipe's own prompt.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from gesso import __version__
+from gesso.schema import Recipe
+from gesso.storage import write_bytes
+
+_LICENCE = ("license", "license_name", "license_link")
+
+
+def write(out: Path, recipe: Recipe, files: Sequence[str], *, base: Path | None = None, pictures: int = 0) -> Path:
+    """Write `out`/README.md and give its path.
+
+    files: the result, relative to `out` ("pytorch_lora_weights.safetensors" or "model_index.json"). base: the base
+    model's folder, whose own card states the licence. pictures: how many were learned from; 0 where it is not known.
+    """
+    licence = licence_of(base / "README.md") if base else {}
+    path = out / "README.md"
+    text = card(recipe, files, name=out.name, licence=licence, samples=newest_samples(out), pictures=pictures)
+    write_bytes(path, text.encode())
+    return path
+
+
+def card(
+    recipe: Recipe,
+    files: Sequence[str],
+    *,
+    name: str,
+    licence: Mapping[str, str],
+    samples: Sequence[str],
+    pictures: int,
+) -> str:
+    """The card's text; `samples` are pictures' names relative to the card ("samples/step-8/p00-s0.png")."""
+    shown = [(_prompt(recipe, sample), sample) for sample in samples]
+    parts = [
+        "---\n" + _front(recipe, licence, shown) + "---",
+        f"# {name}",
+        _what(recipe),
+        "## Use\n\n```python\n" + _use(recipe) + "```",
+        "## Training\n\n" + _training(recipe, pictures),
+    ]
+    if shown:
+        parts.append("## Samples\n\n" + "\n".join(f"![{_plain(text)}]({file})" for text, file in shown))
+    if not licence:
+        parts.append(
+            "## Licence\n\nThe base model's folder states no licence, so none is given here. "
+            "The base model's terms apply to this model too: look them up before you share it."
+        )
+    parts.append("Files: " + ", ".join(f"`{file}`" for file in files) + f". Made with gesso {__version__}.")
+    return "\n\n".join(parts) + "\n"
+
+
+def licence_of(readme: Path) -> dict[str, str]:
+    """`license`, and `license_name` and `license_link` where given, of a model card; empty when it states none."""
+    if not readme.is_file():
+        return {}
+    front = re.match(r"---\r?\n(.*?)\r?\n---", readme.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
+    found = re.findall(r"^(\w+):[ \t]*(\S[^\r\n]*?)[ \t]*\r?$", front[1], re.MULTILINE) if front else []
+    return {key: value.strip("\"'") for key, value in found if key in _LICENCE}
+
+
+def newest_samples(out: Path) -> list[str]:
+    """The pictures of the latest step sampled, relative to `out`."""
+    steps = {}
+    for folder in (out / "samples").glob("step-*"):
+        number = folder.name.removeprefix("step-")
+        if number.isdecimal() and folder.is_dir():
+            steps[int(number)] = folder
+    if not steps:
+        return []
+    return [file.relative_to(out).as_posix() for file in sorted(steps[max(steps)].glob("p*-s*.png"))]
+
+
+def _front(recipe: Recipe, licence: Mapping[str, str], shown: Sequence[tuple[str, str]]) -> str:
+    tags = ["text-to-image", "stable-diffusion", "diffusers", "diffusers-training", _kind(recipe)]
+    lines = [f"{key}: {_quoted(value)}" for key, value in licence.items()]
+    if _is_hub_id(recipe):
+        lines.append(f"base_model: {_quoted(recipe.model.base)}")
+    lines += ["library_name: diffusers", "pipeline_tag: text-to-image", "tags:", *(f"  - {tag}" for tag in tags)]
+    prompt = next((table.prompt for table in recipe.data if table.prompt), None)
+    if prompt:
+        lines.append(f"instance_prompt: {_quoted(prompt)}")
+    if shown:
+        lines.append("widget:")
+    for text, file in shown:
+        lines += [f"  - text: {_quoted(text)}", "    output:", f"      url: {_quoted(file)}"]
+    return "\n".join(lines) + "\n"
+
+
+def _what(recipe: Recipe) -> str:
+    kind = "A LoRA for" if recipe.adapter.kind != "none" else "A full fine-tuning of"
+    return f"{kind} {_base(recipe)}, made with [diffusers](https://github.com/huggingface/diffusers)' model format."
+
+
+def _use(recipe: Recipe) -> str:
+    prompt = next(iter(recipe.sample.prompts), next((t.prompt for t in recipe.data if t.prompt), None)) or "…"
+    if recipe.adapter.kind == "none":
+        load = 'pipe = DiffusionPipeline.from_pretrained("path/of/this/folder")\n'
+    else:
+        base = recipe.model.base if _is_hub_id(recipe) else "path/of/the/base/model"
+        load = (
+            f"pipe = DiffusionPipeline.from_pretrained({_quoted(base)})\n"
+            'pipe.load_lora_weights("path/of/this/folder")\n'
+        )
+        if recipe.adapter.alpha not in (None, float(recipe.adapter.rank)):
+            load += "# alpha is not the rank: diffusers reads it from the file since 0.34\n"
+    return f"from diffusers import DiffusionPipeline\n\n{load}picture = pipe({_quoted(prompt)}).images[0]\n"
+
+
+def _training(recipe: Recipe, pictures: int) -> str:
+    train, optim, adapter = recipe.train, recipe.optim, recipe.adapter
+    facts = [
+        *([f"{pictures} pictures"] if pictures else []),
+        f"{train.steps} steps of {train.batch} pictures",
+        f"{optim.name}, learning rate {optim.lr:g}, {optim.schedule}, {optim.warmup} warm-up steps",
+        f"objective: {recipe.objective.prediction} prediction, {recipe.objective.weighting} weighting",
+        f"seed {recipe.seed}",
+    ]
+    if adapter.kind == "none":
+        facts.append("trained: " + ", ".join(recipe.model.train))
+    else:
+        facts.append(f"{adapter.kind}, rank {adapter.rank}, alpha {adapter.alpha or adapter.rank:g}")
+    if optim.ema:
+        facts.append(f"averaged weights, decay {optim.ema:g}")
+    if recipe.prior.prompt:
+        facts.append(f"prior preservation with {recipe.prior.pictures} class pictures, weight {recipe.prior.weight:g}")
+    return "\n".join(f"- {fact}" for fact in facts)
+
+
+def _prompt(recipe: Recipe, sample: str) -> str:
+    """The prompt behind samples/step-N/pPP-sSEED.png: PP counts the different prompts."""
+    prompts = list(dict.fromkeys(recipe.sample.prompts))
+    number = re.fullmatch(r"p(\d+)-s\d+\.png", Path(sample).name)
+    return prompts[int(number[1])] if number and int(number[1]) < len(prompts) else ""
+
+
+def _kind(recipe: Recipe) -> str:
+    return "full" if recipe.adapter.kind == "none" else recipe.adapter.kind
+
+
+def _is_hub_id(recipe: Recipe) -> bool:
+    base = recipe.model.base
+    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", base)) and not Path(base).expanduser().exists()
+
+
+def _base(recipe: Recipe) -> str:
+    if _is_hub_id(recipe):
+        return f"[{recipe.model.base}](https://huggingface.co/{recipe.model.base})"
+    if recipe.model.base == "tiny":
+        return "tiny, gesso's embedded base model"
+    return f'a local model, "{_plain(Path(recipe.model.base).name)}"'
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _plain(text: str) -> str:
+    """Text without the characters that mean something in Markdown or HTML."""
+    return re.sub(r"[\[\]()<>`*_\r\n!|\\]", " ", text)

@@ -1,0 +1,130 @@
+"""What may change between a checkpoint and the run that goes on from it: one table, which docs/resume.md shows.
+
+The first row whose pattern fits a recipe key decides. A key that no row names is refused: a new key needs a decision.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+Decision = Literal["allowed", "warned", "refused", "impossible"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """`pattern` is a dotted recipe key, `*` standing for anything; `why` ends a sentence for the user."""
+
+    pattern: str
+    decision: Decision
+    why: str
+
+
+TABLE: tuple[Rule, ...] = (
+    Rule("train.steps", "allowed", "the run ends earlier or later"),
+    Rule("save.*", "allowed", "the weights do not depend on it"),
+    Rule("sample.*", "allowed", "the weights do not depend on it"),
+    Rule("validate.*", "allowed", "the weights do not depend on it"),
+    Rule("track.*", "allowed", "the weights do not depend on it"),
+    Rule("cache.*", "allowed", "the weights do not depend on it"),
+    Rule("out", "allowed", "a run folder may be moved"),
+    Rule("train.micro_batch", "allowed", "the global batch stays"),
+    Rule("train.gradient_checkpointing", "allowed", "it trades time for memory"),
+    Rule("train.device", "allowed", "the samples stay; the last digits of the numbers differ between devices"),
+    Rule("torch.threads", "allowed", "the samples stay; the last digits of the numbers may differ"),
+    Rule("model.base", "allowed", "`base` says whether the weights are the same"),
+    Rule("model.revision", "allowed", "`base` says whether the weights are the same"),
+    Rule("data.*.path", "allowed", "`data` says whether the pictures are the same"),
+    Rule("data.*.encoding", "allowed", "`data` says whether the captions are the same"),
+    Rule("train.precision", "allowed", "`precision` says whether the numbers are the same"),
+    Rule("optim.lr", "warned", "the run takes another course from here"),
+    Rule("optim.schedule", "warned", "the run takes another course from here"),
+    Rule("optim.warmup", "warned", "the run takes another course from here"),
+    Rule("optim.cycles", "warned", "the run takes another course from here"),
+    Rule("optim.power", "warned", "the run takes another course from here"),
+    Rule("optim.betas*", "warned", "the run takes another course from here"),
+    Rule("optim.eps", "warned", "the run takes another course from here"),
+    Rule("optim.weight_decay", "warned", "the run takes another course from here"),
+    Rule("optim.clip", "warned", "the run takes another course from here"),
+    Rule("objective.*", "warned", "the run takes another course from here, and losses do not compare"),
+    Rule("torch.*", "warned", "the last digits of the numbers differ from here"),
+    Rule("seed", "refused", "order, noise and timesteps follow from it"),
+    Rule("data", "refused", "the pictures or captions are others"),
+    Rule("data.*", "refused", "the pictures or captions are others"),
+    Rule("prior.*", "refused", "the pictures or captions are others"),
+    Rule("train.batch", "refused", "a step would be something else"),
+    Rule("train.resolution", "refused", "the pictures would be seen differently"),
+    Rule("train.crop", "refused", "the pictures would be seen differently"),
+    Rule("train.flip", "refused", "the pictures would be seen differently"),
+    Rule("train.caption_dropout", "refused", "the captions would be seen differently"),
+    Rule("precision", "refused", "the numbers would be others"),
+    Rule("base.*", "impossible", "the checkpoint belongs to other weights"),
+    Rule("model.*", "impossible", "the checkpoint belongs to other weights"),
+    Rule("adapter.*", "impossible", "the checkpoint's weights have another shape or meaning"),
+    Rule("optim.name", "impossible", "the optimiser's state has another meaning"),
+    Rule("optim.ema", "impossible", "the averaged weights would be missing or have another meaning"),
+    Rule("engine", "impossible", "the engine's state has another form"),
+)
+
+
+def compatible(
+    old: Mapping[str, Any], new: Mapping[str, Any], accept: Collection[str] = ()
+) -> tuple[list[str], list[str]]:
+    """(warnings, refusals) for going on under the recipe `new` from a checkpoint made under `old`; sentences.
+
+    Both are recipes as nested or dotted mappings, and beside the recipe's keys what they stand for: `data` (fingerprint
+    of pictures and captions), `precision` (in effect) and `base.<component>` (identity of the model's files). A key
+    that one side lacks counts as not set. A refusal whose key, or the table it is in, is named in `accept` becomes a
+    warning; an impossible change stays refused.
+    """
+    before, after = flatten(old), flatten(new)
+    warnings, refusals = [], []
+    for key in sorted(before.keys() | after.keys()):
+        was, now = before.get(key), after.get(key)
+        rule = decide(key)
+        if was == now or rule.decision == "allowed":
+            continue
+        change = f"{key} was {_shown(was)} and is now {_shown(now)}: {rule.why}"
+        accepted = rule.decision == "refused" and any(key == name or key.startswith(f"{name}.") for name in accept)
+        if rule.decision == "warned" or accepted:
+            warnings.append(change)
+        else:
+            refusals.append(
+                f"{change}; this would be another run: put {_shown(was)} back, or start a new run with --out"
+            )
+    return warnings, refusals
+
+
+def decide(key: str) -> Rule:
+    """The row of TABLE for a dotted recipe key."""
+    for rule in TABLE:
+        if fnmatchcase(key, rule.pattern):
+            return rule
+    return Rule(key, "impossible", "no rule allows this key to change")
+
+
+def as_markdown() -> str:
+    """TABLE as docs/resume.md shows it."""
+    rows = ["| Key | When it differs | Because |", "|---|---|---|"]
+    rows += [f"| `{rule.pattern}` | {rule.decision} | {rule.why} |" for rule in TABLE]
+    return "\n".join(rows) + "\n"
+
+
+def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping as dotted keys; a list of tables is numbered ("data.0.path"), a list of values stays one."""
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            flat.update(flatten(item, f"{prefix}{key}."))
+        elif isinstance(item, list | tuple) and any(isinstance(one, Mapping) for one in item):
+            flat.update(flatten({str(number): one for number, one in enumerate(item)}, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = json.loads(json.dumps(item))  # a tuple and its JSON list are the same value
+    return flat
+
+
+def _shown(value: Any) -> str:
+    return "not set" if value is None else json.dumps(value, ensure_ascii=False)

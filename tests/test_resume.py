@@ -1,0 +1,89 @@
+"""What may change between a checkpoint and the run that goes on from it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from gesso import resume
+from gesso.checkpoint import compatible
+from gesso.schema import Recipe
+
+BASE = {**resume.flatten(Recipe.model_validate({}).as_toml()), "data": "f1", "precision": "fp32", "base.unet": "h1"}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "decision"),
+    [
+        ("train.steps", 2000, "allowed"),
+        ("save.every", 7, "allowed"),
+        ("sample.prompts", ["a dog"], "allowed"),
+        ("validate.every", 9, "allowed"),
+        ("track.console", "none", "allowed"),
+        ("cache.latents", False, "allowed"),
+        ("out", "elsewhere", "allowed"),
+        ("train.micro_batch", 2, "allowed"),
+        ("train.device", "cpu", "allowed"),
+        ("torch.threads", 4, "allowed"),
+        ("data.0.path", "moved", "allowed"),
+        ("optim.lr", 2e-4, "warned"),
+        ("optim.schedule", "cosine", "warned"),
+        ("optim.warmup", 5, "warned"),
+        ("objective.weighting", "min_snr", "warned"),
+        ("seed", 1, "refused"),
+        ("train.batch", 8, "refused"),
+        ("train.resolution", 64, "refused"),
+        ("train.crop", "random", "refused"),
+        ("train.flip", True, "refused"),
+        ("train.caption_dropout", 0.1, "refused"),
+        ("data", "f2", "refused"),
+        ("data.0.prompt", "a cat", "refused"),
+        ("prior.weight", 0.5, "refused"),
+        ("precision", "bf16", "refused"),
+        ("base.unet", "h2", "impossible"),
+        ("adapter.rank", 4, "impossible"),
+        ("adapter.alpha", 4.0, "impossible"),
+        ("optim.name", "sgd", "impossible"),
+        ("optim.ema", 0.99, "impossible"),
+        ("engine", "reference", "impossible"),
+        ("model.train", ["text_encoder"], "impossible"),
+        ("something.new", 1, "impossible"),
+    ],
+)
+def test_what_may_change_on_resume(key: str, value: object, decision: str) -> None:
+    new = {**BASE, key: value}
+    warnings, refusals = compatible(BASE, new)
+    assert (len(warnings), len(refusals)) == {"allowed": (0, 0), "warned": (1, 0)}.get(decision, (0, 1))
+    if decision != "allowed":
+        text = (warnings or refusals)[0]
+        assert text.startswith(f"{key} was ")
+        assert json.dumps(value) in text
+        assert json.dumps(BASE[key]) in text if key in BASE else "not set" in text
+    if refusals:
+        assert "start a new run with --out" in refusals[0]
+        warnings, refusals = compatible(BASE, new, accept=[key.split(".")[0]])
+        assert (len(warnings), len(refusals)) == ((1, 0) if decision == "refused" else (0, 1))
+
+
+def test_the_same_recipe_resumes_whether_it_came_from_json_or_not() -> None:
+    recipe = {"optim": {"betas": (0.9, 0.999)}, "data": [{"path": "a", "repeats": 1}, {"path": "b"}], "seed": 3}
+    assert compatible(json.loads(json.dumps(recipe)), recipe) == ([], [])
+    assert compatible(BASE, BASE) == ([], [])
+    changed = {**recipe, "data": [{"path": "c", "repeats": 2}, {"path": "b"}]}
+    _, refusals = compatible(recipe, changed)
+    assert [line.split(" was ")[0] for line in refusals] == ["data.0.repeats"]
+
+
+def test_every_recipe_key_has_a_row_and_every_row_is_used() -> None:
+    keys = [*BASE, "adapter.alpha", "objective.zero_snr", "train.resolution", "model.base", "data.0.path"]
+    keys += ["data.0.encoding", "data.0.prompt"]
+    assert [key for key in keys if resume.decide(key) not in resume.TABLE] == []
+    used = {resume.decide(key).pattern for key in keys}
+    assert {rule.pattern for rule in resume.TABLE} - used == set()
+
+
+def test_the_documentation_shows_the_table() -> None:
+    page = Path(__file__).parents[1] / "docs" / "resume.md"
+    assert resume.as_markdown() in page.read_text(encoding="utf-8")
