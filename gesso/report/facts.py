@@ -1,0 +1,159 @@
+"""What was taught, which file to use, and the recipe: the reference half of the page."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterable
+from typing import Any
+
+from gesso.report.html import Markup, element, join
+from gesso.report.reading import Run
+from gesso.trackers.status import duration
+
+
+def taught(run: Run) -> Markup | None:
+    """The table of what was trained on what, how and where."""
+    rows = [(name, value) for name, value in _facts(run) if value not in (None, "")]
+    if not rows:
+        return None
+    body = [element("div", element("dt", name), element("dd", value)) for name, value in rows]
+    return element("section", element("h2", "What was taught"), element("dl", *body, class_="facts"))
+
+
+def use(run: Run) -> Markup | None:
+    """The file to use and the lines that load it."""
+    if not run.values and not run.events:
+        return None
+    place, trigger = run.place, _trigger(run)
+    files = [str(file) for file in run.latest("finished").get("files", ())]
+    shell = f"gesso generate --model {shlex.quote(place)} --prompt {shlex.quote(trigger)} --out pictures"
+    named = join(*_between([element("code", f"{place}/{file}".replace("/./", "/")) for file in files], ", "))
+    if files and not run.adapter:
+        which = element("p", "The result is the folder ", _code(place), ", a whole model in diffusers' layout.")
+    elif files:
+        which = element("p", "The result is ", named, ".")
+    else:
+        which = element("p", "The result will be in ", _code(place), " once the run has finished.")
+    words = element("p", "Words to use: ", element("q", trigger)) if run.values.get("data.0.prompt") else None
+    return element(
+        "section",
+        element("h2", "How to use it"),
+        which,
+        words,
+        element("h3", "On the command line"),
+        _snippet(shell),
+        element("h3", "In Python, with diffusers"),
+        _snippet(_python(run, place, trigger)),
+        class_="use",
+    )
+
+
+def recipe(run: Run) -> Markup | None:
+    """Every value of the recipe with where it came from, folded away."""
+    if not run.values:
+        return None
+    chosen = {key for key in run.values if run.origins.get(key, "default") != "default"}
+    rows = [
+        element(
+            "tr",
+            element("th", element("code", key), scope="row"),
+            element("td", element("code", json.dumps(value, ensure_ascii=False))),
+            element("td", run.origins.get(key, "")),
+            class_="chosen" if key in chosen else None,
+        )
+        for key, value in sorted(run.values.items(), key=lambda item: item[0] not in chosen)
+    ]
+    head = element("tr", *(element("th", name, scope="col") for name in ("Key", "Value", "From")))
+    table = element("table", element("thead", head), element("tbody", *rows), class_="recipe")
+    summary = element("summary", "The recipe", element("small", f" {len(chosen)} of {len(run.values)} values chosen"))
+    return element("section", element("details", summary, element("div", table, class_="scroll", tabindex="0")))
+
+
+def warnings(run: Run) -> Markup | None:
+    """What the run warned of, each wording once."""
+    told = dict.fromkeys(f"Step {event['step']}: {event.get('message', '')}" for event in run.of("warned"))
+    if not told:
+        return None
+    items = [element("li", line) for line in list(told)[:20]]
+    if len(told) > 20:
+        items.append(element("li", f"and {len(told) - 20} more, in events.jsonl"))
+    return element("section", element("h2", "Warnings"), element("ul", *items, class_="warnings"))
+
+
+def _facts(run: Run) -> Iterable[tuple[str, str | None]]:
+    values, started = run.values, run.latest("started")
+    yield "Base model", _text(values.get("model.base"))
+    yield "Method", _method(run)
+    yield "Rank", _text(values.get("adapter.rank")) if run.adapter else None
+    yield "Steps", _count(started.get("steps", values.get("train.steps")))
+    yield "Batch", _text(started.get("batch", values.get("train.batch")))
+    rate = values.get("optim.lr")
+    schedule = str(values.get("optim.schedule", "")).replace("_", " ")
+    yield "Learning rate", f"{rate:g}{', ' if schedule else ''}{schedule}" if isinstance(rate, int | float) else None
+    resolution = values.get("train.resolution")
+    yield "Resolution", f"{resolution} by {resolution} px" if resolution else None
+    yield "Seed", _text(values.get("seed"))
+    yield "Pictures", _count(started.get("pictures", len(run.shown) or None))
+    yield "Class pictures", _count(started.get("class_pictures") or None)
+    yield "Trainable parameters", _count(started.get("trainable") or None)
+    yield "Device", _text(run.environment.get("device"))
+    yield "Precision", _text(run.environment.get("precision", values.get("train.precision")))
+    took = run.latest("finished").get("seconds")
+    yield "Time", duration(float(took)) if took is not None else None
+
+
+def _method(run: Run) -> str | None:
+    if "adapter.kind" not in run.values:
+        return None
+    kind = "LoRA" if run.values["adapter.kind"] == "lora" else str(run.values["adapter.kind"])
+    kind = kind if run.adapter else "Full fine-tuning"
+    return f"{kind} with prior preservation (DreamBooth)" if run.values.get("prior.prompt") else kind
+
+
+def _trigger(run: Run) -> str:
+    """The words that call up what was learned: the one prompt of all pictures, else a prompt that was sampled."""
+    if prompt := run.values.get("data.0.prompt"):
+        return str(prompt)
+    if run.drawn:
+        return run.drawn[0].prompt
+    return next((caption for shown in run.shown for caption in shown.captions), "")
+
+
+def _python(run: Run, place: str, prompt: str) -> str:
+    """The lines that load the result with diffusers."""
+
+    def quoted(text: object) -> str:
+        return json.dumps(str(text), ensure_ascii=False)
+
+    base = quoted(run.values.get("model.base", "")) if run.adapter else quoted(place)
+    embedded = base == '"tiny"'  # this one comes with gesso, which alone knows its folder
+    lines = [
+        "from diffusers import DiffusionPipeline",
+        "from gesso import models" if embedded else None,
+        "",
+        f"pipe = DiffusionPipeline.from_pretrained({f'models.resolve({base}).folder' if embedded else base})",
+        f"pipe.load_lora_weights({quoted(place)})" if run.adapter else None,
+        f'pipe({quoted(prompt)}).images[0].save("picture.png")',
+    ]
+    return "\n".join(line for line in lines if line is not None)
+
+
+def _snippet(text: str) -> Markup:
+    return element("pre", element("code", text), tabindex="0")
+
+
+def _code(text: str) -> Markup:
+    return element("code", text)
+
+
+def _between(items: list[Markup], mark: str) -> list[object]:
+    return [part for number, item in enumerate(items) for part in ((mark, item) if number else (item,))]
+
+
+def _count(value: Any) -> str | None:
+    return f"{value:,}" if isinstance(value, int) else _text(value)
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)

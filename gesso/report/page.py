@@ -1,0 +1,123 @@
+"""The report of a run: one HTML file that needs nothing else, made from the run folder alone."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+
+from gesso.arrays import Picture
+from gesso.errors import StorageError
+from gesso.report import facts, grid
+from gesso.report.curve import Losses, curve
+from gesso.report.html import Markup, element, join
+from gesso.report.outcome import losses, outcome, state
+from gesso.report.reading import Run, read
+from gesso.report.section import Section, Verdict
+
+__all__ = ["Section", "Verdict", "page", "write"]
+
+FILE = "report.html"
+
+
+def write(run_folder: Path, *, extra: Sequence[Section] = (), thumbs: Sequence[Path | Picture] = ()) -> Path:
+    """Make `report.html` in the run folder and give its path. A run that is still going, or paused, gets one as well.
+
+    `extra` adds sections: measurements (`Verdict`) stand right below before and after, the others after the loss curve.
+    `thumbs` are the training pictures to show, where the data lock does not say where they are.
+    """
+    path = run_folder / FILE
+    whole = page(read(run_folder), extra=extra, thumbs=thumbs)
+    partial = path.with_name(f".{FILE}.{os.getpid()}")
+    try:
+        partial.write_text(whole, encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise StorageError(f"the report cannot be written: {error.strerror or error}", where=str(path)) from error
+    return path
+
+
+def page(run: Run, *, extra: Sequence[Section] = (), thumbs: Sequence[Path | Picture] = ()) -> str:
+    """The whole document."""
+    found = losses(run)
+    measured = [section for section in extra if isinstance(section.body, Verdict)]
+    body = join(
+        _header(run, found, extra),
+        element(
+            "main",
+            grid.before_after(run, thumbs),
+            *(section.html(sentence=number > 0) for number, section in enumerate(measured)),
+            grid.prompts_by_step(run),
+            _curve(found),
+            *(section.html() for section in extra if not isinstance(section.body, Verdict)),
+            facts.taught(run),
+            facts.use(run),
+            facts.warnings(run),
+            facts.recipe(run),
+        ),
+        element("footer", element("p", "Written by gesso from the files of this run folder. Nothing was uploaded.")),
+        _ZOOM,
+    )
+    return "<!doctype html>\n" + element("html", _head(run), element("body", body, _script()), lang="en") + "\n"
+
+
+def _header(run: Run, found: Losses, extra: Sequence[Section]) -> Markup:
+    """The title and the verdict: measurements speak first where there are some, for they judge the pictures."""
+    told = outcome(found)
+    verdicts = [section.body for section in extra if isinstance(section.body, Verdict)]
+    marks = {good for verdict in verdicts for *_, good in verdict.rows}
+    good = (marks.pop() if len(marks) == 1 else None) if verdicts else told.good
+    sentence = verdicts[0].sentence if verdicts else told.sentence
+    rest = join(told.sentence if verdicts else None, " " if verdicts else None, state(run))
+    what = str(run.latest("started").get("what", ""))
+    return element(
+        "header",
+        element("p", "gesso run", class_="eyebrow"),
+        element("h1", run.name),
+        element("p", sentence, class_={True: "verdict good", False: "verdict bad", None: "verdict"}[good]),
+        element("p", rest, class_="state"),
+        element("p", what, class_="what") if what else None,
+    )
+
+
+def _curve(found: Losses) -> Markup | None:
+    if not found.any:
+        return None
+    keys = [element("li", "each step", class_="key-raw"), element("li", "running mean", class_="key-smooth")]
+    if len(found.held_out):
+        keys.append(element("li", "held-out pictures ± standard error", class_="key-held"))
+    return element(
+        "section",
+        element("h2", "Loss"),
+        element("ul", *keys, class_="keys"),
+        curve(found, width=1080, height=400, name="wide"),
+        curve(found, width=390, height=320, name="narrow"),
+    )
+
+
+def _head(run: Run) -> Markup:
+    style = Markup(files("gesso.report").joinpath("style.css").read_text(encoding="utf-8"))
+    allowed = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
+    # the browser itself is told to fetch nothing and to run only this page's own script
+    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{allowed}'"
+    return element(
+        "head",
+        element("meta", charset="utf-8"),
+        element("meta", http_equiv="Content-Security-Policy", content=policy),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("meta", name="color-scheme", content="light dark"),
+        element("title", f"{run.name} · gesso"),
+        element("style", style),
+    )
+
+
+def _script() -> Markup:
+    return element("script", Markup(_SCRIPT))
+
+
+_SCRIPT = files("gesso.report").joinpath("zoom.js").read_text(encoding="utf-8")
+_ZOOM = element("dialog", element("img", alt=""), element("p"), id="zoom", aria_label="Enlarged picture")

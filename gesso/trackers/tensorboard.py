@@ -1,0 +1,116 @@
+"""TensorBoard event files, written with TensorBoard's own writer and no training framework."""
+
+from __future__ import annotations
+
+import logging
+import struct
+import time
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from gesso.errors import RecipeError
+from gesso.events import Event, Sample, Sampled, Started, Stepped, Validated
+
+log = logging.getLogger(__name__)
+
+
+class Tensorboard:
+    """Writes `train/loss`, `train/lr`, `train/grad_norm`, `validate/loss` and sample pictures under `folder`.
+
+    A run that resumes from step N says so with a session start at N + 1, upon which TensorBoard drops what it had read
+    from there on: repeated steps replace the earlier ones. Picture files are read from `run_folder`.
+    """
+
+    def __init__(self, folder: Path, run_folder: Path) -> None:
+        try:
+            event_pb2, summary_pb2, tensor_pb2, types_pb2 = (
+                import_module(f"tensorboard.compat.proto.{name}_pb2")
+                for name in ("event", "summary", "tensor", "types")
+            )
+            metadata = import_module("tensorboard.plugins.image.metadata")
+            writer = import_module("tensorboard.summary.writer.event_file_writer")
+        except ImportError as error:
+            raise RecipeError(
+                f"TensorBoard cannot be loaded: {error}",
+                todo="pip install tensorboard, or set track.tensorboard = false",
+            ) from error
+        self._event, self._summary, self._tensor, self._types = event_pb2, summary_pb2, tensor_pb2, types_pb2
+        self._pictures = metadata
+        self._run_folder = run_folder
+        self._writer: Any = writer.EventFileWriter(str(folder))
+
+    def handle(self, event: Event) -> None:
+        """Write what TensorBoard can show. A disk that refuses ends these files, with a warning, and not the run."""
+        if self._writer is None:
+            return
+        try:
+            self._handle(event)
+        except OSError as error:
+            log.warning("TensorBoard events are no longer written: %s", error)
+            self._writer = None
+
+    def close(self) -> None:
+        """Write out what is still waiting."""
+        if self._writer is None:
+            return
+        try:
+            self._writer.close()
+        except OSError as error:
+            log.warning("the last TensorBoard events were not written: %s", error)
+        self._writer = None
+
+    def _handle(self, event: Event) -> None:
+        match event:
+            case Started():
+                start = self._event.SessionLog(status=self._event.SessionLog.START)
+                self._add(event.step + 1 if event.step else 0, session_log=start)
+            case Stepped():
+                self._scalars(event.step, train_loss=event.loss, train_lr=event.lr, train_grad_norm=event.grad_norm)
+            case Validated():
+                self._scalars(event.step, validate_loss=event.loss)
+                self._writer.flush()
+            case Sampled():
+                self._samples(event)
+                self._writer.flush()
+            case _:
+                self._writer.flush()
+
+    def _add(self, step: int, **content: Any) -> None:
+        self._writer.add_event(self._event.Event(step=step, wall_time=time.time(), **content))
+
+    def _scalars(self, step: int, **values: float) -> None:
+        tags = {name: name.replace("_", "/", 1) for name in values}
+        found = [self._summary.Summary.Value(tag=tags[name], simple_value=value) for name, value in values.items()]
+        self._add(step, summary=self._summary.Summary(value=found))
+
+    def _samples(self, event: Sampled) -> None:
+        by_prompt: dict[str, list[Sample]] = {}
+        for sample in event.samples:
+            by_prompt.setdefault(sample.prompt, []).append(sample)
+        for number, (prompt, samples) in enumerate(by_prompt.items()):
+            encoded = [self._encoded(sample) for sample in samples]
+            pngs = [png for png in encoded if png]
+            if not pngs:
+                continue
+            width, height = struct.unpack(">II", pngs[0][16:24])  # the IHDR chunk is always the first
+            tensor = self._tensor.TensorProto(
+                dtype=self._types.DT_STRING,
+                string_val=[b"%d" % width, b"%d" % height, *pngs],
+                tensor_shape={"dim": [{"size": 2 + len(pngs)}]},
+            )
+            seeds = ", ".join(str(sample.seed) for sample in samples)
+            described = self._pictures.create_summary_metadata(
+                display_name=f"{number:02d} {prompt}", description=f"{prompt} (seed {seeds})", converted_to_tensor=True
+            )
+            value = self._summary.Summary.Value(tag=f"samples/{number:02d} {prompt}", metadata=described, tensor=tensor)
+            self._add(event.step, summary=self._summary.Summary(value=[value]))
+
+    def _encoded(self, sample: Sample) -> bytes | None:
+        path = self._run_folder / sample.file
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            log.warning("a sample is missing in TensorBoard: %s", error)
+            return None
+        return data if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) > 24 else None
