@@ -1,0 +1,121 @@
+"""The batch of each step: a pure function of the step number, whatever was asked before.
+
+    x0 = ((mean + exp(logvar / 2)·eps_vae) − shift)·scale           Rombach et al. 2022, arXiv:2112.10752, appendix G
+
+Instance rows are weighted as the objective says; class rows count plainly, `prior_weight` times (DreamBooth's loss,
+Ruiz et al. 2023, arXiv:2208.12242, equation 2): each half is a mean over its own rows.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from gesso.arrays import Float32, Latents
+from gesso.data.batch import Batch
+from gesso.data.dataset import Dataset
+from gesso.data.plan import GROUPS, Plan, Slot
+from gesso.keys import normals
+from gesso.objective.coefficients import Coefficients
+from gesso.objective.objective import Objective
+
+AHEAD = 2
+"""Steps computed while one is executed."""
+
+Step = tuple[Batch, Coefficients]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batches:
+    """Plan × dataset × objective. `scale` and `shift` are the autoencoder's `scaling_factor` and `shift_factor`."""
+
+    plan: Plan
+    dataset: Dataset
+    objective: Objective
+    scale: float
+    shift: float = 0.0
+    prior_weight: float = 1.0
+
+    def step(self, step: int) -> Step:
+        """What step 0, 1, … learns from: the whole global batch, class rows after instance rows."""
+        slots = self.plan.step(step)
+        instances = self.plan.batch
+        # Instance and class rows are drawn apart even where a row number and an epoch should agree.
+        places = [(s.epoch, s.row, GROUPS.index(self.dataset.records[s.row].group)) for s in slots]
+        mean, logvar = self.dataset.latents(slots)
+        posterior = normals(self.plan.seed, "posterior", places, mean.shape[1:])
+        x0 = _scaled(mean + np.exp(np.float32(0.5) * np.clip(logvar, -30.0, 20.0)) * posterior, self.scale, self.shift)
+        eps_in, eps_target = self.objective.noise.draw(self.plan.seed, places, mean.shape[1:])
+        batch = Batch(
+            x0=x0,
+            eps_in=eps_in,
+            eps_target=eps_target,
+            cond=self.dataset.condition([self.dataset.caption(slot) for slot in slots]),
+            weight=self._weights(slots),
+            ids=np.array([slot.row for slot in slots], dtype=np.int64),
+        )
+        timesteps = self.objective.draw(self.plan.seed, places)
+        weighted, plain = self.objective.at(timesteps[:instances]), self.objective.plain(timesteps[instances:])
+        return batch, _joined(weighted, plain)
+
+    def prefetch(self, start: int, stop: int) -> Generator[Step]:
+        """`step(start)` … `step(stop − 1)`, two of them computed ahead in a thread of its own.
+
+        What goes wrong in the thread is raised here, at the step it belongs to. Closing the iterator ends the thread.
+        """
+        worker = ThreadPoolExecutor(1, thread_name_prefix="gesso-batches")
+        try:
+            ahead = deque(worker.submit(self.step, step) for step in range(start, min(start + AHEAD, stop)))
+            for step in range(start, stop):
+                result = ahead.popleft().result()
+                if step + AHEAD < stop:
+                    ahead.append(worker.submit(self.step, step + AHEAD))
+                yield result
+        finally:
+            worker.shutdown(wait=True, cancel_futures=True)
+
+    def _weights(self, slots: Sequence[Slot]) -> Float32:
+        records = [self.dataset.records[slot.row] for slot in slots]
+        group = {"instance": 1.0, "class": self.prior_weight}
+        return np.array([r.weight * group[r.group] / self.plan.batch for r in records], dtype=np.float32)
+
+
+def held_out(
+    dataset: Dataset, *, objective: Objective, scale: float, shift: float = 0.0, seed: int, timesteps: int, batch: int
+) -> list[Step]:
+    """Every record of `dataset` at `timesteps` evenly spaced noise levels, in batches of up to `batch` rows a level.
+
+    Nothing varies from one call to the next: the latent is the posterior's mean, the caption the first one, the noise
+    Gaussian and a function of (seed, row), the same at every level. Coefficients are unweighted.
+    """
+    total = objective.schedule.timesteps
+    # The middles of equal slices of the schedule: neither its first nor its last level, which say the least.
+    levels = sorted({int((i + 0.5) * total / timesteps) for i in range(timesteps)})
+    steps = []
+    for start in range(0, len(dataset.records), batch):
+        rows = range(start, min(start + batch, len(dataset.records)))
+        mean, _ = dataset.latents([Slot(row=row, epoch=0) for row in rows])
+        eps = normals(seed, "held-out", [(row,) for row in rows], mean.shape[1:])
+        whole = Batch(
+            x0=_scaled(mean, scale, shift),
+            eps_in=eps,
+            eps_target=eps,
+            cond=dataset.condition([dataset.records[row].captions[0] for row in rows]),
+            weight=np.full(len(rows), 1.0 / len(rows), dtype=np.float32),
+            ids=np.array(rows, dtype=np.int64),
+        )
+        steps += [(whole, objective.plain(np.full(len(rows), level, dtype=np.int64))) for level in levels]
+    return steps
+
+
+def _scaled(latents: Float32, scale: float, shift: float) -> Latents:
+    return (latents - np.float32(shift)) * np.float32(scale)
+
+
+def _joined(first: Coefficients, second: Coefficients) -> Coefficients:
+    names = ("a", "b", "c_in", "c_noise", "p", "q", "w")
+    return Coefficients(**{name: np.concatenate([getattr(first, name), getattr(second, name)]) for name in names})

@@ -1,0 +1,83 @@
+"""What a user should know of the data before a run, one sentence each, so that nothing is silent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from gesso.data import images
+from gesso.data.record import Record
+from gesso.data.sources import listed, orphans
+from gesso.errors import DataError
+from gesso.schema import DataTable
+
+Counter = Callable[[Sequence[str]], tuple[list[int], int]]
+"""How many tokens each caption has before any cut, and how many the encoder takes (`Engine.token_counts`)."""
+
+
+def check(
+    records: Sequence[Record],
+    tables: Sequence[DataTable],
+    *,
+    fingerprints: Mapping[Path, str] | None = None,
+    counter: Counter | None = None,
+) -> list[str]:
+    """Notes on captions that are not used, equal pictures, shared caption files, and captions that will be cut.
+
+    `fingerprints` (SHA-256 by path) saves reading the pictures again.
+    """
+    unused = [note for table in {table.path: table for table in tables}.values() for note in orphans(table)]
+    return [*unused, *duplicates(records, fingerprints or {}), *shared(records), *cut(records, counter)]
+
+
+def pictures(records: Sequence[Record], *, width: int, height: int) -> list[str]:
+    """Decode every picture to its last row; notes on broken, enlarged and unusual ones."""
+    notes = []
+    for path in dict.fromkeys(record.path for record in records):
+        try:
+            picture, said = images.decode(images.contents(path), path)
+        except DataError as error:
+            notes.append(f"{path}: {error.what}")
+            continue
+        notes += [f"{path}: {note}" for note in said]
+        if picture.shape[0] < height or picture.shape[1] < width:
+            size = f"{picture.shape[1]} × {picture.shape[0]}"
+            notes.append(f"{path}: {size} pixels are enlarged to cover {width} × {height}")
+    return notes
+
+
+def duplicates(records: Sequence[Record], fingerprints: Mapping[Path, str]) -> list[str]:
+    """Picture files with the same bytes; each is learned as often as it is there."""
+    same = _grouped((fingerprints.get(path) or images.fingerprint(path), path) for path in _paths(records))
+    return [f"{len(paths)} files hold the same picture: {listed(paths)}" for paths in same if len(paths) > 1]
+
+
+def shared(records: Sequence[Record]) -> list[str]:
+    """Caption files that several pictures take their caption from, as a.png and a.jpg do."""
+    files = {record.path: record.origin for record in records if record.origin.lower().endswith((".txt", ".caption"))}
+    same = _grouped((origin, path) for path, origin in files.items())
+    return [f"{len(paths)} pictures share one caption file: {listed(paths)}" for paths in same if len(paths) > 1]
+
+
+def cut(records: Sequence[Record], counter: Counter | None) -> list[str]:
+    """Captions with more tokens than the text encoder takes; what is over has no effect."""
+    captions = {caption: record.origin for record in records for caption in record.captions}
+    if counter is None or not captions:
+        return []
+    counts, limit = counter(list(captions))
+    return [
+        f"{origin}: the caption has {count} tokens, the text encoder takes {limit}; the end is cut off"
+        for origin, count in zip(captions.values(), counts, strict=True)
+        if count > limit
+    ]
+
+
+def _paths(records: Sequence[Record]) -> list[Path]:
+    return list(dict.fromkeys(record.path for record in records))
+
+
+def _grouped(pairs: Iterable[tuple[str, Path]]) -> list[list[str]]:
+    groups: dict[str, list[str]] = {}
+    for name, path in pairs:
+        groups.setdefault(name, []).append(str(path))
+    return list(groups.values())

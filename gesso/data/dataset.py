@@ -1,0 +1,207 @@
+"""Records joined with what is drawn for them (crop, mirror, caption) and what encoders make of them.
+
+Every draw is a function of (seed, purpose, epoch, row). A row is a record's index.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from gesso.arrays import Array, Float32, Pixels
+from gesso.data import images
+from gesso.data.cache import Store
+from gesso.data.encoded import AT_ONCE, Captions, Encoder, Pictures, at_once
+from gesso.data.images import Transform
+from gesso.data.plan import Slot
+from gesso.data.record import Record
+from gesso.errors import DataError
+from gesso.keys import uniforms
+
+NAMED = 10
+"""How many broken pictures a message names before it only counts."""
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done ("fingerprints", "pictures", "captions"), how many are done, and of how many."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """How many entries were encoded and how many were in the cache already.
+
+    An entry is a picture under one transform (two of them with mirroring) or a caption; equal ones count once.
+    """
+
+    encoded: int = 0
+    reused: int = 0
+    captions_encoded: int = 0
+    captions_reused: int = 0
+    notes: tuple[str, ...] = ()
+    """What there is to say of the pictures that were decoded, one sentence each."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Dataset:
+    """Records of which latents, captions and conditions can be asked. Call `prepare` first."""
+
+    records: Sequence[Record]
+    width: int
+    height: int
+    crop: str = "center"
+    flip: bool = False
+    caption_dropout: float = 0.0
+    seed: int
+    encoder: Encoder
+    store: Store
+
+    @cached_property
+    def pictures(self) -> Pictures:
+        # A random crop is as good as never drawn twice: keeping it would only fill the disk.
+        keep = self.encoder.cache_latents and self.crop == "center"
+        return Pictures(encoder=self.encoder, store=self.store, keep=keep)
+
+    @cached_property
+    def texts(self) -> Captions:
+        keep = self.encoder.cache_text and not self.encoder.train_text
+        return Captions(encoder=self.encoder, store=self.store, keep=keep)
+
+    def transform(self, slot: Slot) -> Transform:
+        """How the picture of `slot` is cropped and mirrored in its epoch."""
+        flip = self.flip and self._draw("flip", slot) < 0.5
+        if self.crop == "center":
+            return self._centered(flip)
+        left, top = self._draw("crop-left", slot), self._draw("crop-top", slot)
+        return Transform(side_width=self.width, side_height=self.height, left=left, top=top, flip=flip)
+
+    def caption(self, slot: Slot) -> str:
+        """The caption of `slot` in its epoch; "" where it is dropped."""
+        if self.caption_dropout and self._draw("dropout", slot) < self.caption_dropout:
+            return ""
+        captions = self.records[slot.row].captions
+        return captions[int(self._draw("caption", slot) * len(captions))]
+
+    def latents(self, slots: Sequence[Slot]) -> tuple[Float32, Float32]:
+        """Mean and log-variance of the latent posterior of each slot, float32 [B, C, H, W] each."""
+        return self.pictures.get([(self.records[slot.row].path, self.transform(slot)) for slot in slots])
+
+    def condition(self, captions: Sequence[str]) -> dict[str, Array]:
+        """What the denoiser is conditioned on, by name, one row a caption; token ids when the text encoder trains."""
+        return self.texts.get(captions)
+
+    def prepare(self, progress: Progress) -> Prepared:
+        """Read every picture once and encode what the cache does not have.
+
+        Latents that are not kept are not encoded here, yet their pictures are decoded to the last row: better to hear
+        of a broken one now than at step 1265. Raises one DataError that names all of them.
+        """
+        paths = list(dict.fromkeys(record.path for record in self.records))
+        problems: list[DataError] = []
+        for done, path in enumerate(paths, 1):
+            try:
+                self.pictures.sha256(path)
+            except DataError as error:
+                problems.append(error)
+            progress("fingerprints", done, len(paths))
+        _raise_all(problems, len(paths))
+        pictures = self._prepare_pictures(paths, progress)
+        captions_encoded, captions_reused = self._prepare_captions(progress)
+        return Prepared(
+            encoded=pictures.encoded,
+            reused=pictures.reused,
+            captions_encoded=captions_encoded,
+            captions_reused=captions_reused,
+            notes=pictures.notes,
+        )
+
+    def lock(self, folders: Iterable[Path] = ()) -> dict[str, Any]:
+        """What the data was: file, SHA-256, captions, group and weight of every row, and a SHA-256 over all of it.
+
+        Files are named relative to the first of `folders` that holds them, or else to the folder that all pictures
+        have in common: the record says nothing of the machine. Names are left out of the last SHA-256, since they
+        decide nothing but the order, which it covers: a folder may be moved between a run and its resumption.
+        """
+        common = Path(os.path.commonpath([record.path.absolute().parent for record in self.records]))
+        roots = [*(folder.absolute() for folder in folders), common]
+        pictures = [
+            {
+                "file": _relative(record.path.absolute(), roots),
+                "sha256": self.pictures.sha256(record.path),
+                "captions": list(record.captions),
+                "group": record.group,
+                "weight": record.weight,
+            }
+            for record in self.records
+        ]
+        learned = [{name: value for name, value in row.items() if name != "file"} for row in pictures]
+        whole = hashlib.sha256(json.dumps(learned, sort_keys=True).encode()).hexdigest()
+        return {"pictures": pictures, "fingerprint": whole}
+
+    def _draw(self, stream: str, slot: Slot) -> float:
+        return float(uniforms(self.seed, stream, [(slot.epoch, slot.row)])[0])
+
+    def _centered(self, flip: bool) -> Transform:
+        return Transform(side_width=self.width, side_height=self.height, flip=flip)
+
+    def _prepare_pictures(self, paths: Sequence[Path], progress: Progress) -> Prepared:
+        transforms = [self._centered(flip) for flip in ((False, True) if self.flip else (False,))]
+        room = at_once((3, self.height, self.width))
+        seen: set[str] = set()
+        waiting: list[tuple[Path, Transform, Pixels]] = []
+        notes: list[str] = []
+        problems: list[DataError] = []
+        encoded = 0
+        for done, path in enumerate(paths, 1):
+            new = [t for t in transforms if self.pictures.key(path, t) not in seen] if self.pictures.keep else []
+            seen |= {self.pictures.key(path, t) for t in new}
+            missing = [t for t in new if self.pictures.stored(path, t) is None]
+            if missing or not self.pictures.keep:
+                try:
+                    picture, said = self.pictures.decode(path)
+                    notes += [f"{path}: {note}" for note in said]
+                    waiting += [(path, t, images.apply(picture, t)) for t in missing]
+                except DataError as error:
+                    problems.append(error)
+                    seen -= {self.pictures.key(path, t) for t in new}  # its copies are to be named too
+            if problems:  # the run cannot start: what is left to do is to find the other broken ones soon
+                waiting.clear()
+            elif len(waiting) >= room or done == len(paths):
+                encoded += len(self.pictures.encode(waiting))
+                waiting.clear()
+            progress("pictures", done, len(paths))
+        _raise_all(problems, len(paths))
+        return Prepared(encoded=encoded, reused=len(seen) - encoded, notes=tuple(notes))
+
+    def _prepare_captions(self, progress: Progress) -> tuple[int, int]:
+        """How many captions were encoded, and how many were in the cache."""
+        if not self.texts.keep:
+            return 0, 0
+        captions = dict.fromkeys(caption for record in self.records for caption in record.captions)
+        if self.caption_dropout:
+            captions.setdefault("")
+        missing = [caption for caption in captions if self.texts.stored(caption) is None]
+        for start in range(0, len(missing), AT_ONCE):
+            self.texts.encode(missing[start : start + AT_ONCE])
+            progress("captions", min(start + AT_ONCE, len(missing)), len(missing))
+        return len(missing), len(captions) - len(missing)
+
+
+def _raise_all(problems: Sequence[DataError], pictures: int) -> None:
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        lines = [f"\n  {error.where}: {error.what}" for error in problems[:NAMED]]
+        more = f"\n  and {len(problems) - NAMED} more" if len(problems) > NAMED else ""
+        raise DataError(
+            f"{len(problems)} of {pictures} pictures cannot be used" + "".join(lines) + more,
+            todo="replace these files or take them out of the folder",
+        )
+
+
+def _relative(path: Path, roots: Sequence[Path]) -> str:
+    return next(path.relative_to(root).as_posix() for root in roots if path.is_relative_to(root))
