@@ -1,0 +1,166 @@
+"""The engine: a handful of verbs that execute what the rest of gesso has decided.
+
+Only numpy arrays, names and paths cross this seam. An engine never draws a random number that matters, never decides an
+order, and never blocks per step: `step` returns at once and `StepResult.read()` waits.
+
+A new engine is a module `gesso/engines/<name>/` whose `engine.py` has a function `create` that makes one. It is
+done when the contract tests (tests/test_engine_contract.py) pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Protocol
+
+from gesso.arrays import Array, Float32, Int64, Picture, Pixels
+from gesso.data.batch import Batch
+from gesso.families.family import Family
+from gesso.objective.coefficients import Coefficients
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """The numbers of one step: weighted loss of the global batch, norm of its gradient before clipping."""
+
+    loss: float
+    grad_norm: float
+    skipped: bool = False
+
+
+class StepResult(Protocol):
+    """The promise of a step's numbers."""
+
+    def read(self) -> Metrics:
+        """Wait for the device, then give the numbers."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adapter:
+    """An adapter to train instead of the weights themselves.
+
+    targets are suffixes or regular expressions of module names of the denoiser; each must match at least one module.
+    `init` seeds the adapter's own starting values.
+    """
+
+    kind: str = "lora"
+    rank: int = 16
+    alpha: float = 16.0
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ()
+    init: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Optim:
+    """The optimiser by name with its constants; the learning rate comes with every step."""
+
+    name: str = "adamw"
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 1e-2
+    clip: float = 1.0
+    """Largest global gradient norm; 0 switches clipping off."""
+    ema: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleRequest:
+    """One picture to draw with the family's own pipeline."""
+
+    prompt: str
+    seed: int
+    negative: str = ""
+    width: int = 512
+    height: int = 512
+    steps: int = 25
+    guidance: float = 7.5
+    scheduler: str = ""
+    """A diffusers scheduler class; "" keeps the model's own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trainable:
+    """What `attach` made trainable: parameter names with their number of values."""
+
+    sizes: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def total(self) -> int:
+        return sum(self.sizes.values())
+
+
+class Engine(Protocol):
+    """Load, attach, encode, step, evaluate, sample, read and write. One engine serves one run."""
+
+    name: str
+    device: str
+    """For people: "cpu, 2 threads", "NVIDIA H100, 80 GB"."""
+    precision: str
+    """The effective precision: fp32, bf16 or fp16."""
+    lag: int
+    """How many steps the loop may run ahead of reading their numbers."""
+
+    def load(
+        self,
+        folder: Path,
+        family: Family,
+        *,
+        parts: Sequence[str] = (),
+        scheduler: Mapping[str, object] = MappingProxyType({}),
+    ) -> None:
+        """Take the model in diffusers layout at `folder`; `parts` names what will train, `scheduler` what is changed in
+        the scheduler's configuration, so that samples are drawn as the model is trained.
+
+        Weights are read when first needed, so that a run on cached latents never loads the autoencoder.
+        """
+        ...
+
+    def attach(self, adapter: Adapter | None, optim: Optim) -> Trainable:
+        """Add the adapter, or unfreeze the parts when there is none, and make the optimiser. Trainables are float32."""
+        ...
+
+    def encode_images(self, pixels: Pixels) -> tuple[Float32, Float32]:
+        """Mean and log-variance of the latent posterior, unscaled, float32 [B, C, H, W] each."""
+        ...
+
+    def encode_text(self, captions: Sequence[str]) -> dict[str, Float32]:
+        """What the denoiser needs of each caption, by name, float32 [B, …]."""
+        ...
+
+    def tokens(self, captions: Sequence[str]) -> dict[str, Int64]:
+        """Token ids by name, for captions whose encoder is being trained, int64 [B, length]."""
+        ...
+
+    def token_counts(self, captions: Sequence[str]) -> tuple[list[int], int]:
+        """How many tokens each caption has before any cut, and how many the encoder can take."""
+        ...
+
+    def step(self, micro: Sequence[tuple[Batch, Coefficients]], *, lr: float, ema_decay: float, key: int) -> StepResult:
+        """One optimiser step over micro-batches that together are the global batch; `key` seeds dropout."""
+        ...
+
+    def evaluate(self, batch: Batch, coefficients: Coefficients) -> Float32:
+        """Mean squared error of each row, unweighted, without gradient, float32 [B]."""
+        ...
+
+    def add_lora(self, path: Path, strength: float = 1.0) -> None:
+        """Load a LoRA file for sampling; several add up."""
+        ...
+
+    def sample(self, requests: Sequence[SampleRequest], *, ema: bool = False) -> list[Picture]:
+        """Draw pictures with diffusers' own pipeline from the weights as they now are."""
+        ...
+
+    def read(self) -> dict[str, dict[str, Array]]:
+        """Everything a checkpoint needs, by file: "weights", "optimizer", "ema"; copies, never views.
+
+        "weights" has `<part>.<parameter>` (full) or peft's own names `unet.<module>.lora_A.weight` (adapters)."""
+        ...
+
+    def write(self, state: Mapping[str, Mapping[str, Array]]) -> None:
+        """Put back what `read` gave. A missing or unexpected name is an error."""
+        ...

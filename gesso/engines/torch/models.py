@@ -1,0 +1,73 @@
+"""The networks of one model folder, read when first needed.
+
+A run on cached latents and captions touches neither the autoencoder nor a text encoder until it samples.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gesso.errors import RecipeError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Models:
+    """A pipeline folder as lazily loaded components; each is frozen and in evaluation mode until told otherwise."""
+
+    def __init__(self, folder: Path, device: torch.device, scheduler: Mapping[str, object]) -> None:
+        self.folder, self.device, self._changes = folder, device, dict(scheduler)
+        self.index: dict[str, Any] = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        self._loaded: dict[str, Any] = {}
+
+    def get(self, name: str, dtype: torch.dtype | None = None) -> Any:
+        """The component `name`, on the device; `dtype` is applied when it is first loaded (float32 if not given)."""
+        if name not in self._loaded:
+            self._loaded[name] = self._load(name, dtype or torch.float32)
+        return self._loaded[name]
+
+    def has(self, name: str) -> bool:
+        """Whether the component is in memory."""
+        return name in self._loaded
+
+    def _load(self, name: str, dtype: torch.dtype) -> Any:
+        library, cls = self.index[name]
+        kind = getattr(import_module(library), cls)
+        folder = self.folder / name
+        variant = next((v for v in ("fp16", "bf16") if self._only_variant(folder, v)), None)
+        try:
+            if not issubclass(kind, torch.nn.Module):
+                return kind.from_pretrained(folder)
+            extra = {"variant": variant} if variant else {}
+            net = kind.from_pretrained(folder, torch_dtype=dtype, local_files_only=True, use_safetensors=True, **extra)
+        except (OSError, ValueError) as error:
+            raise RecipeError(
+                f"the model's {name} cannot be read: {_first_line(error)}",
+                where=str(folder),
+                todo="check that the folder is a whole diffusers model with .safetensors weights",
+            ) from error
+        net.requires_grad_(False)
+        return net.eval().to(self.device)
+
+    @staticmethod
+    def _only_variant(folder: Path, variant: str) -> bool:
+        weights = [file.name for file in folder.glob("*.safetensors")]
+        return bool(weights) and all(f".{variant}." in file for file in weights)
+
+    @cached_property
+    def scheduler(self) -> Any:
+        library, own = self.index["scheduler"]
+        cls = self._changes.get("_class_name", own)
+        config = json.loads((self.folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
+        return getattr(import_module(library), str(cls)).from_config({**config, **self._changes})
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

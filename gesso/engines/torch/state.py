@@ -1,0 +1,87 @@
+"""What a checkpoint takes from PyTorch and gives back: weights, averages, optimiser and loss-scale as named arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import nn
+
+from gesso.arrays import Array
+from gesso.errors import StorageError
+
+
+def read_optimizer(
+    optimizer: torch.optim.Optimizer, trained: Mapping[str, nn.Parameter], scaler: torch.amp.GradScaler
+) -> dict[str, Array]:
+    """`<state>/<parameter>` for every state tensor, and the loss scale."""
+    found: dict[str, Array] = {}
+    for name, parameter in trained.items():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if value is not None:
+                found[f"{key}/{name}"] = torch.as_tensor(value).detach().cpu().numpy().copy()
+    if scaler.is_enabled():
+        kept = scaler.state_dict()
+        found["scaler"] = np.array([kept["scale"], kept["_growth_tracker"]], dtype=np.float64)
+    return found
+
+
+def write_optimizer(
+    optimizer: torch.optim.Optimizer,
+    trained: Mapping[str, nn.Parameter],
+    scaler: torch.amp.GradScaler,
+    saved: Mapping[str, Array],
+) -> None:
+    """The reverse of `read_optimizer`; tensors land on their parameter's device."""
+    for key, value in saved.items():
+        if key == "scaler":
+            scaler.load_state_dict({**scaler.state_dict(), "scale": float(value[0]), "_growth_tracker": int(value[1])})
+            continue
+        kind, name = key.split("/", 1)
+        if name not in trained:
+            raise StorageError(f'the optimiser state holds "{name}", which is not being trained')
+        parameter = trained[name]
+        optimizer.state[parameter][kind] = torch.from_numpy(np.array(value)).to(parameter.device)
+
+
+def write_values(into: Mapping[str, torch.Tensor], saved: Mapping[str, Array], what: str) -> None:
+    """Copy every saved array into the tensor of its name; names must agree exactly."""
+    missing, unexpected = sorted(into.keys() - saved.keys()), sorted(saved.keys() - into.keys())
+    if missing or unexpected:
+        example = (missing or unexpected)[0]
+        raise StorageError(
+            f"the checkpoint's {what} do not fit this model: {len(missing)} tensors missing, "
+            f'{len(unexpected)} unexpected, such as "{example}"',
+            todo="start a new run with another --out",
+        )
+    with torch.no_grad():
+        for name, tensor in into.items():
+            tensor.copy_(torch.from_numpy(np.array(saved[name])))
+
+
+@contextmanager
+def evaluating(nets: Sequence[nn.Module]) -> Iterator[None]:
+    """The networks in evaluation mode, and each as it was afterwards."""
+    modes = [net.training for net in nets]
+    for net in nets:
+        net.eval()
+    try:
+        yield
+    finally:
+        for net, mode in zip(nets, modes, strict=True):
+            net.train(mode)
+
+
+@contextmanager
+def swapped(live: Mapping[str, nn.Parameter], averages: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """The averaged weights in place of the live ones."""
+    kept = {name: parameter.data for name, parameter in live.items()}
+    for name, parameter in live.items():
+        parameter.data = averages[name]
+    try:
+        yield
+    finally:
+        for name, parameter in live.items():
+            parameter.data = kept[name]

@@ -1,0 +1,30 @@
+"""Stable Diffusion 1.x and 2.x: one CLIP text encoder, one UNet, epsilon or v-prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+name = "sd"
+pipelines = ("StableDiffusionPipeline",)
+denoiser = "unet"
+autoencoder = "vae"
+encoders = (("text_encoder", "tokenizer"),)
+lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
+
+
+def scale(vae: Mapping[str, Any]) -> tuple[float, float]:
+    return float(vae.get("scaling_factor") or 0.18215), float(vae.get("shift_factor") or 0.0)
+
+
+def side(denoiser: Mapping[str, Any], vae: Mapping[str, Any]) -> int:
+    return int(denoiser.get("sample_size") or 64) * int(2 ** (len(vae["block_out_channels"]) - 1))
+
+
+def condition(outputs: Mapping[str, Any]) -> dict[str, Any]:
+    # SD 2.x wants the penultimate layer; its folders hold a text encoder that ends there.
+    return {"encoder_hidden_states": outputs["text_encoder"].last_hidden_state}
+
+
+def predict(denoiser: Any, x: Any, c_noise: Any, cond: Mapping[str, Any]) -> Any:
+    return denoiser(x, c_noise, encoder_hidden_states=cond["encoder_hidden_states"], return_dict=False)[0]
