@@ -49,6 +49,10 @@ class Started(Event):
     batch: int
     pictures: int
     class_pictures: int = 0
+    encoded: int = 0
+    """Pictures and captions that were encoded for this run."""
+    from_cache: int = 0
+    """Those that were found encoded."""
     trainable: int = 0
     """Trainable parameters."""
     what: str = ""

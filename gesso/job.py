@@ -1,0 +1,314 @@
+"""A recipe with its model and engine: the parts that a run is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import cast
+
+from gesso import loop, prior
+from gesso.arrays import Float32, Int64, Pixels
+from gesso.data.batches import Batches, Step, held_out
+from gesso.data.cache import Store, default_folder
+from gesso.data.check import check
+from gesso.data.dataset import Dataset, Prepared
+from gesso.data.plan import Plan, by_group
+from gesso.data.record import Record
+from gesso.data.sources import read
+from gesso.engines.engine import Adapter, Engine, Optim, SampleRequest, Trainable
+from gesso.errors import RecipeError
+from gesso.events import Saved, Started
+from gesso.families.family import Family
+from gesso.formats import pipeline
+from gesso.keys import permutation
+from gesso.loop import Every
+from gesso.models import ModelSource
+from gesso.objective.noise import Noise
+from gesso.objective.objective import Objective
+from gesso.objective.schedules import from_scheduler
+from gesso.objective.times import Times
+from gesso.objective.weightings import Weighting
+from gesso.rates import Rate
+from gesso.results import Results
+from gesso.schema import Recipe
+from gesso.stop import Stop
+
+Save = Callable[[int], Saved]
+
+
+@dataclass(kw_only=True)
+class Encoder:
+    """The engine's encoders as the data side wants them: with the identity of what they compute."""
+
+    engine: Engine
+    image_identity: str
+    text_identity: str
+    cache_latents: bool
+    cache_text: bool
+    train_text: bool
+
+    def encode_images(self, pixels: Pixels) -> tuple[Float32, Float32]:
+        return self.engine.encode_images(pixels)
+
+    def encode_text(self, captions: Sequence[str]) -> dict[str, Float32]:
+        return self.engine.encode_text(captions)
+
+    def tokens(self, captions: Sequence[str]) -> dict[str, Int64]:
+        return self.engine.tokens(captions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A recipe with its model and engine: the parts of a run are made from it."""
+
+    recipe: Recipe
+    out: Path
+    source: ModelSource
+    family: Family
+    objective: Objective
+    engine: Engine
+
+    @property
+    def side(self) -> int:
+        """Width and height of the training pictures, in pixels."""
+        own = self.family.side(self.source.config(self.family.denoiser), self.source.config(self.family.autoencoder))
+        return self.recipe.train.resolution or own
+
+    @property
+    def adapter(self) -> Adapter | None:
+        table = self.recipe.adapter
+        if table.kind == "none":
+            return None
+        return Adapter(
+            kind=table.kind,
+            rank=table.rank,
+            alpha=table.alpha or float(table.rank),
+            dropout=table.dropout,
+            targets=table.targets or self.family.lora_targets,
+            init=self.recipe.seed,
+        )
+
+    @property
+    def optim(self) -> Optim:
+        table = self.recipe.optim
+        return Optim(
+            name=table.name,
+            betas=table.betas,
+            eps=table.eps,
+            weight_decay=table.weight_decay,
+            clip=table.clip,
+            ema=table.ema > 0,
+        )
+
+    def encode(self, records: list[Record], progress: prior.Progress) -> tuple[Dataset, Prepared]:
+        """The data as the model sees it, with class pictures if the recipe wants them."""
+        of_class: list[Record] = []
+        if self.recipe.prior.prompt:
+            of_class = prior.records(
+                self.recipe.prior,
+                self.out,
+                seed=self.recipe.seed,
+                side=self.side,
+                engine=self.engine,
+                progress=progress,
+            )
+        dataset = self.dataset([*records, *of_class])
+        return dataset, dataset.prepare(progress)
+
+    def dataset(self, records: Sequence[Record], *, exact: bool = False) -> Dataset:
+        """The records as cached latents and captions; `exact` without any augmentation."""
+        recipe, folder = self.recipe, self.source.folder
+        text = [part for pair in self.family.encoders for part in pair]
+        encoder = Encoder(
+            engine=self.engine,
+            image_identity=pipeline.identity(folder, self.family.autoencoder),
+            text_identity=" ".join(pipeline.identity(folder, part) for part in text),
+            cache_latents=recipe.cache.latents,
+            cache_text=recipe.cache.text,
+            train_text=recipe.adapter.kind == "none" and "text_encoder" in recipe.model.train,
+        )
+        return Dataset(
+            records=records,
+            width=self.side,
+            height=self.side,
+            crop="center" if exact else recipe.train.crop,
+            flip=False if exact else recipe.train.flip,
+            caption_dropout=0.0 if exact else recipe.train.caption_dropout,
+            seed=recipe.seed,
+            encoder=encoder,
+            store=Store(Path(recipe.cache.path) if recipe.cache.path else default_folder()),
+        )
+
+    def held_out(self, records: list[Record], progress: prior.Progress) -> list[Step]:
+        if not records:
+            return []
+        dataset = self.dataset(records, exact=True)
+        dataset.prepare(progress)
+        scale, shift = self.family.scale(self.source.config(self.family.autoencoder))
+        return held_out(
+            dataset,
+            objective=self.objective,
+            timesteps=self.recipe.validate_.timesteps,
+            batch=self.recipe.train.micro_batch or self.recipe.train.batch,
+            scale=scale,
+            shift=shift,
+            seed=self.recipe.seed,
+        )
+
+    def notes(self, dataset: Dataset, records: Sequence[Record]) -> list[str]:
+        """What the user should know of the data, though it stops nothing."""
+        return check(
+            records, self.recipe.data, fingerprints=dataset.pictures.fingerprints, counter=self.engine.token_counts
+        )
+
+    def identity(self, dataset: Dataset) -> dict[str, str]:
+        """What a resumed run must find unchanged besides the recipe."""
+        parts = (
+            self.family.denoiser,
+            self.family.autoencoder,
+            *(each for pair in self.family.encoders for each in pair),
+        )
+        base = {f"base.{part}": pipeline.identity(self.source.folder, part) for part in parts}
+        return {**base, "data": str(dataset.lock()["fingerprint"]), "precision": self.engine.precision}
+
+    def requests(self) -> list[SampleRequest]:
+        """Every prompt with every seed."""
+        table = self.recipe.sample
+        return [
+            SampleRequest(
+                prompt=prompt,
+                seed=seed,
+                negative=table.negative,
+                width=table.width or self.side,
+                height=table.height or self.side,
+                steps=table.steps,
+                guidance=table.guidance,
+                scheduler=table.scheduler,
+            )
+            for prompt in table.prompts
+            for seed in table.seeds
+        ]
+
+    def batches(self, dataset: Dataset) -> Batches:
+        """What each step learns from."""
+        scale, shift = self.family.scale(self.source.config(self.family.autoencoder))
+        return Batches(
+            plan=Plan(seed=self.recipe.seed, rows=by_group(dataset.records), batch=self.recipe.train.batch),
+            dataset=dataset,
+            objective=self.objective,
+            scale=scale,
+            shift=shift,
+            prior_weight=self.recipe.prior.weight,
+        )
+
+    @property
+    def rate(self) -> Rate:
+        table = self.recipe.optim
+        return Rate(
+            lr=table.lr,
+            name=table.schedule,
+            steps=self.recipe.train.steps,
+            warmup=table.warmup,
+            cycles=table.cycles,
+            power=table.power,
+        )
+
+    def started(self, dataset: Dataset, prepared: Prepared, trainable: Trainable, start: int) -> Started:
+        """The run in numbers, and in a line for people."""
+        recipe, rows = self.recipe, {group: len(found) for group, found in by_group(dataset.records).items()}
+        what = recipe.adapter.kind if recipe.adapter.kind != "none" else "full " + " + ".join(recipe.model.train)
+        pictures = rows["instance"]
+        return Started(
+            step=start,
+            run=str(self.out),
+            steps=recipe.train.steps,
+            batch=recipe.train.batch,
+            pictures=pictures,
+            class_pictures=rows.get("class", 0),
+            encoded=prepared.encoded + prepared.captions_encoded,
+            from_cache=prepared.reused + prepared.captions_reused,
+            trainable=trainable.total,
+            what=f"{recipe.model.base} · {what} · {pictures} pictures · {self.engine.device} · {self.engine.precision}",
+            resumed=start > 0,
+        )
+
+    def plan(
+        self, dataset: Dataset, validation: list[Step], started: Started, results: Results, save: Save, stop: Stop
+    ) -> loop.Plan:
+        """The run as the loop wants it."""
+        recipe, requests = self.recipe, self.requests()
+        return loop.Plan(
+            started=started,
+            engine=self.engine,
+            batches=self.batches(dataset),
+            rate=self.rate,
+            steps=recipe.train.steps,
+            seed=recipe.seed,
+            micro_batch=recipe.train.micro_batch,
+            ema=recipe.optim.ema,
+            start=started.step,
+            held_out=validation,
+            samples=requests,
+            validate_when=Every(steps=recipe.validate_.every, active=bool(validation)),
+            sample_when=Every(steps=recipe.sample.every, active=bool(requests)),
+            save_when=Every(steps=recipe.save.every, at_start=False),
+            keep_samples=results.keep_samples,
+            save=save,
+            finish=results.finish,
+            stop=lambda: stop.reason,
+            wait_when_full=recipe.save.on_full == "wait",
+        )
+
+
+def create_engine(recipe: Recipe) -> Engine:
+    """The engine that the recipe names: gesso/engines/<name>/engine.py."""
+    module = import_module(f"gesso.engines.{recipe.engine}.engine")
+    train = recipe.train
+    made = module.create(
+        recipe.torch, device=train.device, precision=train.precision, checkpointing=train.gradient_checkpointing
+    )
+    return cast(Engine, made)
+
+
+def pictures(recipe: Recipe) -> tuple[list[Record], list[Record]]:
+    """The records to learn from, and those held out to measure with."""
+    records = [record for table in recipe.data for record in read(table)]
+    table = recipe.validate_
+    if table.path:
+        return records, read(
+            recipe.data[0].model_copy(update={"path": table.path, "prompt": table.prompt, "repeats": 1})
+        )
+    if not table.holdout:
+        return records, []
+    # By file: a picture that is repeated, or listed twice, must not be on both sides.
+    paths = list(dict.fromkeys(record.path for record in records))
+    count = round(table.holdout * len(paths))
+    if not 0 < count < len(paths):
+        raise RecipeError(
+            f"validate.holdout = {table.holdout:g} of {len(paths)} pictures holds out {count}",
+            todo="hold out at least one and keep at least one, or name a folder with validate.path",
+        )
+    held = {paths[at] for at in permutation(recipe.seed, "holdout", 0, len(paths))[:count]}
+    once = {record.path: record for record in records if record.path in held}
+    return [record for record in records if record.path not in held], list(once.values())
+
+
+def make_objective(recipe: Recipe, source: ModelSource) -> Objective:
+    """The objective of the recipe on the model's own schedule."""
+    table, scheduler = recipe.objective, source.config("scheduler")
+    own = str(scheduler.get("prediction_type", "epsilon"))
+    return Objective(
+        schedule=from_scheduler(scheduler, zero_snr=table.zero_snr),
+        prediction=own if table.prediction == "auto" else table.prediction,
+        weighting=Weighting(name=table.weighting, gamma=table.gamma),
+        times=Times(
+            name=table.times,
+            multiplier=table.times_multiplier,
+            portion=table.times_portion,
+            begin=table.times_begin,
+            end=table.times_end,
+        ),
+        noise=Noise(offset=table.noise_offset, perturbation=table.input_perturbation),
+    )

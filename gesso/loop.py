@@ -1,0 +1,197 @@
+"""A training run, told as events. The only control flow there is: it decides when, and asks others to do."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from gesso.data.batch import Batch
+from gesso.data.batches import Batches
+from gesso.engines.engine import Engine, Metrics, SampleRequest, StepResult
+from gesso.errors import NumbersError
+from gesso.events import Event, Finished, Paused, Sample, Sampled, Saved, Started, Stepped, Validated, Warned
+from gesso.keys import generator
+from gesso.objective.coefficients import Coefficients
+from gesso.rates import Rate, ema_decay
+from gesso.storage import FullError
+
+RETRY_SECONDS = 20.0
+"""Between two attempts to save on a full disk."""
+PATIENCE = 5
+"""Steps in a row whose gradient may be not finite before the run gives up."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Every:
+    """When something happens: at step 0, every `steps` steps (0: never in between), and at the end."""
+
+    steps: int
+    at_start: bool = True
+    active: bool = True
+
+    def due(self, step: int, last: int) -> bool:
+        if not self.active:
+            return False
+        if step in (0, last):
+            return step == last or self.at_start
+        return bool(self.steps) and step % self.steps == 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Everything the loop needs, made by run.py."""
+
+    started: Started
+    engine: Engine
+    batches: Batches
+    rate: Rate
+    steps: int
+    seed: int
+    micro_batch: int
+    ema: float = 0.0
+    start: int = 0
+    held_out: Sequence[tuple[Batch, Coefficients]] = ()
+    samples: Sequence[SampleRequest] = ()
+    validate_when: Every = field(default_factory=lambda: Every(steps=0, active=False))
+    sample_when: Every = field(default_factory=lambda: Every(steps=0, active=False))
+    save_when: Every = field(default_factory=lambda: Every(steps=0, at_start=False))
+    keep_samples: Callable[[int, Sequence[SampleRequest], Sequence[np.ndarray]], list[Sample]]
+    """Write the pictures of a step; returns what was written."""
+    save: Callable[[int], Saved]
+    """Publish a checkpoint of a step."""
+    finish: Callable[[], list[str]]
+    """Write the result; returns its files."""
+    stop: Callable[[], str]
+    """Why the run should stop now, or ""."""
+    wait_when_full: bool = False
+    sleep: Callable[[float], None] = time.sleep
+
+
+def train(plan: Plan) -> Iterator[Event]:
+    """Run from `plan.start` to `plan.steps`; the run goes through the body once more than it has steps."""
+    began = time.monotonic()
+    yield plan.started
+    pending = _Pending(plan)
+    batches = plan.batches.prefetch(plan.start, plan.steps)
+    with closing(batches):
+        for step in range(plan.start, plan.steps + 1):
+            # What is due at a boundary was already done by the run that saved this step.
+            resumed = step == plan.start and plan.started.resumed
+            if not resumed:
+                if _boundary(plan, step):
+                    yield from pending.read_all()
+                if plan.validate_when.due(step, plan.steps):
+                    yield validate(plan, step)
+                if plan.sample_when.due(step, plan.steps):
+                    yield draw(plan, step)
+                if plan.save_when.due(step, plan.steps) and step > 0:
+                    yield from save(plan, step)
+            if step == plan.steps:
+                break
+            if reason := plan.stop():
+                yield from pending.read_all()
+                if not (plan.save_when.due(step, plan.steps) or resumed) and step > 0:
+                    yield from save(plan, step)
+                yield Paused(step=step, reason=reason)
+                return
+
+            batch, coefficients = next(batches)
+            pending.add(step, plan.engine.step(
+                split(batch, coefficients, plan.micro_batch),
+                lr=plan.rate.at(step),
+                ema_decay=ema_decay(step, plan.ema),
+                key=int(generator(plan.seed, "dropout", step).integers(2**31)),
+            ))  # fmt: skip
+            yield from pending.read_ripe()
+    yield Finished(step=plan.steps, seconds=time.monotonic() - began, files=plan.finish())
+
+
+def split(batch: Batch, coefficients: Coefficients, size: int) -> list[tuple[Batch, Coefficients]]:
+    """The batch in micro-batches of at most `size` rows (0: whole)."""
+    size = size or len(batch)
+    starts = range(0, len(batch), size)
+    return [(batch.rows(at, at + size), coefficients.rows(at, at + size)) for at in starts]
+
+
+def validate(plan: Plan, step: int) -> Validated:
+    """Held-out loss: the mean over pictures of each picture's mean over timesteps, with its standard error."""
+    errors: dict[int, list[float]] = {}
+    levels: dict[int, list[float]] = {}
+    for batch, coefficients in plan.held_out:
+        for row, timestep, error in zip(
+            batch.ids, coefficients.c_noise, plan.engine.evaluate(batch, coefficients), strict=True
+        ):
+            errors.setdefault(int(row), []).append(float(error))
+            levels.setdefault(int(timestep), []).append(float(error))
+    means = np.array([np.mean(found) for found in errors.values()])
+    error = float(means.std(ddof=1) / np.sqrt(len(means))) if len(means) > 1 else 0.0
+    by_timestep = {timestep: float(np.mean(found)) for timestep, found in sorted(levels.items())}
+    return Validated(step=step, loss=float(means.mean()), error=error, pictures=len(means), by_timestep=by_timestep)
+
+
+def draw(plan: Plan, step: int) -> Sampled:
+    began = time.monotonic()
+    pictures = plan.engine.sample(plan.samples, ema=plan.ema > 0)
+    return Sampled(step=step, samples=plan.keep_samples(step, plan.samples, pictures), seconds=time.monotonic() - began)
+
+
+def save(plan: Plan, step: int) -> Iterator[Event]:
+    """Publish a checkpoint; where the recipe says so, wait for room on a full disk instead of ending the run."""
+    while True:
+        try:
+            yield plan.save(step)
+            return
+        except FullError as error:
+            if not plan.wait_when_full or plan.stop():
+                raise
+            yield Warned(step=step, message=f"{error.what}; waiting for room (Ctrl-C stops the run)")
+            plan.sleep(RETRY_SECONDS)
+
+
+def _boundary(plan: Plan, step: int) -> bool:
+    return any(when.due(step, plan.steps) for when in (plan.validate_when, plan.sample_when, plan.save_when))
+
+
+class _Pending:
+    """Steps whose numbers have not been read yet, so that the device never waits for the host."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan, self.waiting = plan, deque[tuple[int, StepResult]]()
+        self.bad, self.last = 0, time.monotonic()
+
+    def add(self, step: int, result: StepResult) -> None:
+        self.waiting.append((step, result))
+
+    def read_ripe(self) -> Iterator[Stepped]:
+        while len(self.waiting) > self.plan.engine.lag:
+            yield self._read()
+
+    def read_all(self) -> Iterator[Stepped]:
+        while self.waiting:
+            yield self._read()
+
+    def _read(self) -> Stepped:
+        step, result = self.waiting.popleft()
+        metrics: Metrics = result.read()
+        now = time.monotonic()
+        seconds, self.last = now - self.last, now
+        self.bad = self.bad + 1 if metrics.skipped or not np.isfinite(metrics.loss) else 0
+        if self.bad >= PATIENCE:
+            raise NumbersError(
+                f"the loss or its gradient was not finite in {self.bad} steps in a row, "
+                f"the last of them step {step + 1}",
+                todo="lower optim.lr, or set train.precision to bf16 or fp32; the last checkpoint is untouched",
+            )
+        return Stepped(
+            step=step + 1,
+            loss=metrics.loss,
+            lr=self.plan.rate.at(step),
+            grad_norm=metrics.grad_norm,
+            seconds=seconds,
+            skipped=metrics.skipped,
+        )

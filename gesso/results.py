@@ -1,0 +1,130 @@
+"""What a run leaves: samples, checkpoints, and the trained model in the layout that diffusers reads."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from gesso.arrays import Array, Picture
+from gesso.checkpoint import Checkpoint, Checkpoints, Content
+from gesso.engines.engine import Engine, SampleRequest
+from gesso.events import Sample, Saved
+from gesso.formats import card, lora, pipeline, png
+from gesso.models import LORA, ModelSource
+from gesso.resume import flatten
+from gesso.schema import Recipe
+
+Weights = Mapping[str, Array]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """Writes what the engine holds into the run folder `out`."""
+
+    out: Path
+    source: ModelSource
+    recipe: Recipe
+    engine: Engine
+    identity: Mapping[str, str]
+    pictures: int = 0
+
+    @property
+    def fingerprint(self) -> dict[str, object]:
+        """What decides whether a checkpoint belongs to this run: every recipe key, and what files they stand for."""
+        return {**flatten(self.recipe.as_toml()), **self.identity}
+
+    # ---------------------------------------------------------------- samples
+
+    def keep_samples(self, step: int, requests: Sequence[SampleRequest], pictures: Sequence[Picture]) -> list[Sample]:
+        """samples/step-N/pPP-sSEED.png, each with what made it."""
+        kept = []
+        prompts = list(dict.fromkeys(request.prompt for request in requests))
+        for request, picture in zip(requests, pictures, strict=True):
+            file = f"samples/step-{step}/p{prompts.index(request.prompt):02d}-s{request.seed}.png"
+            (self.out / file).parent.mkdir(parents=True, exist_ok=True)
+            png.write(self.out / file, picture, {**asdict(request), "model": self.recipe.out, "step": step})
+            kept.append(Sample(prompt=request.prompt, seed=request.seed, file=file))
+        return kept
+
+    # ---------------------------------------------------------------- checkpoints
+
+    def save(self, checkpoints: Checkpoints, step: int) -> Saved:
+        """Publish checkpoint-`step`."""
+        began = time.monotonic()
+        state = self.engine.read()
+        files: dict[str, Content] = {"optimizer.safetensors": state["optimizer"]}
+        if "ema" in state:
+            files["ema.safetensors"] = state["ema"]
+        files |= self._weight_files(state["weights"])
+        folder = checkpoints.save(step, files, {"recipe": self.fingerprint})
+        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        return Saved(step=step, folder=folder.name, bytes=size, seconds=time.monotonic() - began)
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Put a checkpoint's state back into the engine."""
+        folder = checkpoint.folder
+        state = {"weights": self._read_weights(folder), "optimizer": checkpoint.arrays("optimizer.safetensors")}
+        if (folder / "ema.safetensors").is_file():
+            state["ema"] = checkpoint.arrays("ema.safetensors")
+        self.engine.write(state)
+
+    def _weight_files(self, weights: Weights) -> dict[str, Content]:
+        if self.recipe.adapter.kind != "none":
+            return {LORA: lora.writer(weights, self._lora_config())}
+        return {
+            f"{part}/{name}": write
+            for part, arrays in by_part(weights).items()
+            for name, write in pipeline.part_files(self.source.folder, part, arrays).items()
+        }
+
+    def _read_weights(self, folder: Path) -> dict[str, Array]:
+        if self.recipe.adapter.kind != "none":
+            return lora.read(folder / LORA)[0]
+        return {
+            f"{part}.{name}": value
+            for part in self.recipe.model.train
+            for name, value in pipeline.read_part(folder / part).items()
+        }
+
+    def _lora_config(self) -> lora.Config:
+        rank = self.recipe.adapter.rank
+        return lora.Config(rank=rank, alpha=self.recipe.adapter.alpha or float(rank))
+
+    # ---------------------------------------------------------------- the result
+
+    def finish(self) -> list[str]:
+        """The trained model in `out` itself, with a model card. Averaged weights, where there are any."""
+        state = self.engine.read()
+        weights = state.get("ema") or state["weights"]
+        if self.recipe.adapter.kind != "none":
+            lora.write(self.out / LORA, weights, self._lora_config())
+            files = [LORA]
+        else:
+            pipeline.assemble(self.source.folder, self.out, by_part(weights), scheduler_changes(self.recipe))
+            files = ["model_index.json"]
+        card.write(self.out, self.recipe, files, base=self.source.folder, pictures=self.pictures)
+        return files
+
+
+def scheduler_changes(recipe: Recipe) -> dict[str, object]:
+    """What the recipe's objective changes in the model's scheduler: a model must be drawn with as it was trained."""
+    table, changes = recipe.objective, dict[str, object]()
+    if table.prediction != "auto":
+        changes["prediction_type"] = table.prediction
+    if table.zero_snr:
+        # PNDM, the usual scheduler of SD 1.x, neither knows the rescaled schedule nor starts at its last timestep.
+        changes |= {"_class_name": "DDIMScheduler", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    elif table.zero_snr is False:
+        changes["rescale_betas_zero_snr"] = False
+    return changes
+
+
+def by_part(weights: Weights) -> dict[str, dict[str, Array]]:
+    """`unet.conv_in.weight` → {"unet": {"conv_in.weight": …}}."""
+    found: dict[str, dict[str, Array]] = {}
+    for name, value in weights.items():
+        part, rest = name.split(".", 1)
+        found.setdefault(part, {})[rest] = value
+    return found
