@@ -63,7 +63,7 @@ def generate(request: Request) -> list[Path]:
     files: list[Path] = []
     with whole(source) as folder:
         engine = _engine(request)
-        engine.load(folder, find(source.pipeline))
+        engine.load(folder, find(source.pipeline), scheduler=source.scheduler)
         for path, strength in zip(loras, strengths, strict=True):
             engine.add_lora(path, strength)
         for start in range(0, len(wanted), CHUNK):
@@ -122,13 +122,13 @@ def next_number(out: Path) -> int:
 @contextlib.contextmanager
 def whole(source: ModelSource) -> Iterator[Path]:
     """The pipeline folder, with a checkpoint's trained parts in place of the base's where the model is a checkpoint."""
-    if source.unet is None:
+    if source.checkpoint is None:
         yield source.folder
         return
     with TemporaryDirectory(prefix="gesso-") as name:
         folder = Path(name)
         for part in source.folder.iterdir():
-            trained = source.unet.parent / part.name
+            trained = source.checkpoint / part.name
             if part.is_dir():
                 _link(trained if (trained / "config.json").is_file() else part, folder / part.name)
             else:

@@ -102,19 +102,22 @@ class Job:
             ema=table.ema > 0,
         )
 
+    def class_pictures(self, progress: prior.Progress) -> list[Record]:
+        """Pictures of the class, drawn with the model as it is where they are missing; none without a class prompt."""
+        if not self.recipe.prior.prompt:
+            return []
+        return prior.records(
+            self.recipe.prior,
+            self.out,
+            seed=self.recipe.seed,
+            side=self.side,
+            engine=self.engine,
+            progress=progress,
+        )
+
     def encode(self, records: list[Record], progress: prior.Progress) -> tuple[Dataset, Prepared]:
-        """The data as the model sees it, with class pictures if the recipe wants them."""
-        of_class: list[Record] = []
-        if self.recipe.prior.prompt:
-            of_class = prior.records(
-                self.recipe.prior,
-                self.out,
-                seed=self.recipe.seed,
-                side=self.side,
-                engine=self.engine,
-                progress=progress,
-            )
-        dataset = self.dataset([*records, *of_class])
+        """The data as the model sees it."""
+        dataset = self.dataset(records)
         return dataset, dataset.prepare(progress)
 
     def dataset(self, records: Sequence[Record], *, exact: bool = False) -> Dataset:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from gesso.errors import NetworkError, RecipeError, StorageError
+from gesso.schema import ObjectiveTable
 
 LORA = "pytorch_lora_weights.safetensors"
 WANTED = ("model_index.json", "README.md", "*/*.json", "*/*.txt", "*/*.safetensors")
@@ -23,8 +25,10 @@ class ModelSource:
     name: str
     folder: Path
     lora: Path | None = None
-    unet: Path | None = None
-    """A checkpoint's fully trained denoiser, in place of the folder's."""
+    checkpoint: Path | None = None
+    """A checkpoint folder whose fully trained parts stand in for the folder's."""
+    scheduler: Mapping[str, object] = field(default_factory=dict)
+    """What the run changed in the folder's scheduler configuration."""
 
     def config(self, component: str) -> dict[str, Any]:
         """The configuration of a component, from its JSON file."""
@@ -55,6 +59,17 @@ def resolve(name: str, revision: str = "") -> ModelSource:
     )
 
 
+def whole(source: ModelSource) -> ModelSource:
+    """The same source, or RecipeError where training, which starts from a folder, would leave some of it out."""
+    if source.lora or source.checkpoint:
+        kind = "a LoRA" if source.lora else "a checkpoint"
+        raise RecipeError(
+            f"{source.name} is {kind} on top of {source.folder.name}, and training starts from a whole model",
+            todo="set model.base to a diffusers folder, or to a finished run of full fine-tuning",
+        )
+    return source
+
+
 def looks_like_hub_id(name: str) -> bool:
     parts = name.split("/")
     return len(parts) == 2 and all(parts) and not name.startswith((".", "~"))
@@ -73,19 +88,36 @@ def _run_folder(name: str, path: Path) -> ModelSource:
     """A run, or a checkpoint in one: its base comes from the run's effective recipe."""
     run = path.parent if path.name.startswith("checkpoint-") else path
     effective = run / "effective.json"
-    lora, unet = path / LORA, path / "unet"
-    if not effective.is_file() or not (lora.is_file() or unet.is_dir()):
+    lora = path / LORA
+    trained = lora.is_file() or (path != run and any(path.glob("*/config.json")))
+    if not effective.is_file() or not trained:
         raise RecipeError(
             f"{name} is a folder, but holds neither a model (model_index.json) nor the result of a run",
             todo="name a diffusers folder, a finished run, or a checkpoint folder inside a run",
         )
-    base = resolve(str(read_json(effective)["model.base"]["value"]))
+    recipe = {key: each["value"] for key, each in read_json(effective).items()}
+    base = resolve(str(recipe["model.base"]), str(recipe["model.revision"]))
+    table = ObjectiveTable(prediction=recipe["objective.prediction"], zero_snr=recipe["objective.zero_snr"])
     return ModelSource(
         name=name,
         folder=base.folder,
         lora=lora if lora.is_file() else None,
-        unet=None if lora.is_file() else unet,
+        checkpoint=None if lora.is_file() else path,
+        scheduler=scheduler_changes(table),
     )
+
+
+def scheduler_changes(table: ObjectiveTable) -> dict[str, object]:
+    """What an objective changes in the model's scheduler: a model must be drawn with as it was trained."""
+    changes = dict[str, object]()
+    if table.prediction != "auto":
+        changes["prediction_type"] = table.prediction
+    if table.zero_snr:
+        # PNDM, the usual scheduler of SD 1.x, neither knows the rescaled schedule nor starts at its last timestep.
+        changes |= {"_class_name": "DDIMScheduler", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    elif table.zero_snr is False:
+        changes["rescale_betas_zero_snr"] = False
+    return changes
 
 
 def _from_hub(name: str, revision: str) -> Path:

@@ -12,7 +12,7 @@ from gesso.checkpoint import Checkpoint, Checkpoints, Content
 from gesso.engines.engine import Engine, SampleRequest
 from gesso.events import Sample, Saved
 from gesso.formats import card, lora, pipeline, png
-from gesso.models import LORA, ModelSource
+from gesso.models import LORA, ModelSource, scheduler_changes
 from gesso.resume import flatten
 from gesso.schema import Recipe
 
@@ -102,23 +102,10 @@ class Results:
             lora.write(self.out / LORA, weights, self._lora_config())
             files = [LORA]
         else:
-            pipeline.assemble(self.source.folder, self.out, by_part(weights), scheduler_changes(self.recipe))
+            pipeline.assemble(self.source.folder, self.out, by_part(weights), scheduler_changes(self.recipe.objective))
             files = ["model_index.json"]
         card.write(self.out, self.recipe, files, base=self.source.folder, pictures=self.pictures)
         return files
-
-
-def scheduler_changes(recipe: Recipe) -> dict[str, object]:
-    """What the recipe's objective changes in the model's scheduler: a model must be drawn with as it was trained."""
-    table, changes = recipe.objective, dict[str, object]()
-    if table.prediction != "auto":
-        changes["prediction_type"] = table.prediction
-    if table.zero_snr:
-        # PNDM, the usual scheduler of SD 1.x, neither knows the rescaled schedule nor starts at its last timestep.
-        changes |= {"_class_name": "DDIMScheduler", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-    elif table.zero_snr is False:
-        changes["rescale_betas_zero_snr"] = False
-    return changes
 
 
 def by_part(weights: Weights) -> dict[str, dict[str, Array]]:

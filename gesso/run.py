@@ -23,7 +23,7 @@ from gesso.listeners import Listeners
 from gesso.models import ModelSource
 from gesso.recipe import Loaded, save
 from gesso.report import page
-from gesso.results import Results, scheduler_changes
+from gesso.results import Results
 from gesso.schema import Recipe
 from gesso.stop import Stop
 from gesso.storage import RunLock, probe, sweep
@@ -39,7 +39,7 @@ def train(loaded: Loaded, *, dry_run: bool = False, extra: Extra | None = None) 
 
     # The data is read first: whatever is wrong with it is said before anything heavy is loaded.
     learning, holding = pictures(recipe)
-    source = models.resolve(recipe.model.base, recipe.model.revision)
+    source = models.whole(models.resolve(recipe.model.base, recipe.model.revision))
     family = find(source.pipeline)
     objective = make_objective(recipe, source)
     if dry_run:
@@ -55,8 +55,12 @@ def train(loaded: Loaded, *, dry_run: bool = False, extra: Extra | None = None) 
         engine = create_engine(recipe)
         job = Job(recipe=recipe, out=out, source=source, family=family, objective=objective, engine=engine)
         parts = () if recipe.adapter.kind != "none" else recipe.model.train
-        engine.load(source.folder, family, parts=parts, scheduler=scheduler_changes(recipe))
-        dataset, prepared = job.encode(learning, listeners.progress)
+        engine.load(source.folder, family, parts=parts)
+        of_class = job.class_pictures(listeners.progress)
+        if changes := models.scheduler_changes(recipe.objective):
+            # Only what has been trained can be drawn so: the class pictures above are the base's as it is.
+            engine.load(source.folder, family, parts=parts, scheduler=changes)
+        dataset, prepared = job.encode([*learning, *of_class], listeners.progress)
         validation = job.held_out(holding, listeners.progress)
 
         # What will be trained, and from where: the beginning, or the newest checkpoint.

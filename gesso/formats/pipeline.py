@@ -66,9 +66,10 @@ def assemble(
             _component(out / part, files)
         if "_class_name" in changes:
             index["scheduler"] = [index["scheduler"][0], changes["_class_name"]]
-            write_json(out / INDEX, index)
-        else:
+        if index == _json(base / INDEX):
             copy(base / INDEX, out / INDEX)
+        else:
+            write_json(out / INDEX, index)
 
 
 def part_files(base: Path, part: str, arrays: Mapping[str, Array]) -> dict[str, tensors.Writer]:
@@ -153,7 +154,11 @@ def _index(base: Path) -> dict[str, Any]:
             where=str(base),
             todo="name a folder that diffusers' save_pretrained wrote",
         )
-    return _json(base / INDEX)
+    index = _json(base / INDEX)
+    # Nothing here runs it: a download leaves it out, and old models have it as a pickle.
+    if "safety_checker" in index and not any((base / "safety_checker").glob("*.safetensors")):
+        index["safety_checker"] = [None, None]
+    return index
 
 
 def _json(path: Path) -> dict[str, Any]:

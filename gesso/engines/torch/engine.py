@@ -79,16 +79,18 @@ class Engine:
         parts: Sequence[str] = (),
         scheduler: Mapping[str, object] = MappingProxyType({}),
     ) -> None:
-        self.models = Models(folder, self.torch_device, scheduler)
+        # What trains is float32; under an adapter, the denoiser is frozen and may be small.
+        dtypes = {} if parts else {family.denoiser: DTYPES[self.precision]}
+        self.models = Models(folder, self.torch_device, scheduler, dtypes)
         self.family, self.parts = family, tuple(parts)
 
     def attach(self, adapter: Adapter | None, optim: Optim) -> Trainable:
         denoiser = self.family.denoiser
         if adapter is not None:
-            nets = {denoiser: self.models.get(denoiser, DTYPES[self.precision])}
+            nets = {denoiser: self.models.get(denoiser)}
             adapters.attach(nets[denoiser], adapter)
         else:
-            nets = {part: self.models.get(part, torch.float32) for part in self.parts}
+            nets = {part: self.models.get(part) for part in self.parts}
             for net in nets.values():
                 net.requires_grad_(True)
         for net in nets.values():

@@ -22,15 +22,22 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 class Models:
     """A pipeline folder as lazily loaded components; each is frozen and in evaluation mode until told otherwise."""
 
-    def __init__(self, folder: Path, device: torch.device, scheduler: Mapping[str, object]) -> None:
-        self.folder, self.device, self._changes = folder, device, dict(scheduler)
+    def __init__(
+        self,
+        folder: Path,
+        device: torch.device,
+        scheduler: Mapping[str, object],
+        dtypes: Mapping[str, torch.dtype],
+    ) -> None:
+        """`dtypes` says in which type a component is held; the others are float32."""
+        self.folder, self.device, self._changes, self._dtypes = folder, device, dict(scheduler), dict(dtypes)
         self.index: dict[str, Any] = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
         self._loaded: dict[str, Any] = {}
 
-    def get(self, name: str, dtype: torch.dtype | None = None) -> Any:
-        """The component `name`, on the device; `dtype` is applied when it is first loaded (float32 if not given)."""
+    def get(self, name: str) -> Any:
+        """The component `name`, on the device."""
         if name not in self._loaded:
-            self._loaded[name] = self._load(name, dtype or torch.float32)
+            self._loaded[name] = self._load(name, self._dtypes.get(name, torch.float32))
         return self._loaded[name]
 
     def has(self, name: str) -> bool:

@@ -18,5 +18,10 @@ def create(optim: Optim, parameters: Sequence[torch.nn.Parameter]) -> torch.opti
     if optim.name == "adam":
         return torch.optim.Adam(parameters, lr=0.0, betas=betas, eps=eps, weight_decay=decay, fused=True)
     if optim.name == "sgd":
-        return torch.optim.SGD(parameters, lr=0.0, momentum=betas[0], weight_decay=decay, fused=True)
+        made = torch.optim.SGD(parameters, lr=0.0, momentum=betas[0], weight_decay=decay, fused=True)
+        if betas[0]:
+            # Left to itself, a first step that is skipped leaves momentum in uninitialised memory.
+            for parameter in parameters:
+                made.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return made
     raise RecipeError(f'the optimiser "{optim.name}" is not known', todo="use adamw, adam or sgd")

@@ -42,8 +42,10 @@ def write_optimizer(
         kind, name = key.split("/", 1)
         if name not in trained:
             raise StorageError(f'the optimiser state holds "{name}", which is not being trained')
-        parameter = trained[name]
-        optimizer.state[parameter][kind] = torch.from_numpy(np.array(value)).to(parameter.device)
+        parameter, found = trained[name], torch.from_numpy(np.array(value))
+        # Fused optimisers walk memory, not indices: a moment must lie as its parameter does (channels_last).
+        like = torch.empty_like(parameter, dtype=found.dtype) if found.shape == parameter.shape else found
+        optimizer.state[parameter][kind] = like.detach().to(parameter.device).copy_(found)
 
 
 def write_values(into: Mapping[str, torch.Tensor], saved: Mapping[str, Array], what: str) -> None:
