@@ -18,6 +18,7 @@ from gesso.arrays import Picture
 from gesso.demo.glyphs import GROUNDS, KNOWN, caption
 from gesso.demo.measure import judge, share
 from gesso.demo.oracle import Oracle
+from gesso.demo.pictures import CAPTIONED, RARE
 from gesso.engines.engine import Engine, SampleRequest
 from gesso.families import find
 from gesso.job import create_engine
@@ -27,7 +28,6 @@ from gesso.report.section import Section, Verdict
 from gesso.schema import Recipe
 
 SUBJECT = "teddy bear"
-TAUGHT = ("owl", "robot", "unicorn", "aubergine")
 EACH = 12
 """Pictures judged for each line of the verdict, before and after."""
 STEPS, GUIDANCE = 15, 4.0
@@ -39,15 +39,17 @@ def main(name: str = "subject", *, out: str | None = None, full: bool = False, f
     """Run a demo into `out`; `full` trains all weights instead of a LoRA (captions only). The process exit code."""
     defaults: dict[str, Any] = {"data": [{"path": str(assets() / "captioned")}]}
     if name == "subject":
-        defaults = {"data": [{"path": str(assets() / "subjects" / "teddy-bear")}]}
+        subjects = assets() / "subjects"
+        defaults = {
+            "data": [{"path": str(subjects / "teddy-bear")}],
+            "validate": {"path": str(subjects / "teddy-bear-unseen")},
+        }
     if full:
         flags = ["--adapter.kind", "none", "--optim.lr", "4e-4", "--out", "runs/demo-captions-full", *flags]
-        flags = ["--adapter.rank", "16", *flags]
     if out:
         flags = [*flags, "--out", out]
     recipe = Path(str(files("gesso.demo") / "recipes" / f"{name}.toml"))
-    questions = SUBJECT_QUESTIONS if name == "subject" else captions_questions()
-    return run.train(load(recipe, flags, defaults), extra=partial(verdict, questions=questions))
+    return run.train(load(recipe, flags, defaults), extra=partial(verdict, questions=questions_of(name)))
 
 
 def assets() -> Path:
@@ -79,19 +81,25 @@ OTHERS = tuple(
 )
 """Prompts that have nothing to do with the lesson."""
 
-SUBJECT_QUESTIONS = (
-    Question(what='"a sks toy" shows the teddy bear', asked=on_grounds("sks toy", SUBJECT), at_least=0.6, lesson=True),
-    Question(what='"a toy" shows the teddy bear (it should not)', asked=on_grounds("toy", SUBJECT), at_most=0.25),
-    Question(what="other things are still drawn right", asked=OTHERS, at_least=0.8),
-)
 
-
-def captions_questions() -> tuple[Question, ...]:
-    each = tuple(
+def questions_of(name: str) -> tuple[Question, ...]:
+    """What a demo's verdict rests on."""
+    if name == "subject":
+        rare = f"{RARE} toy"
+        return (
+            Question(
+                what=f'"a {rare}" shows the {SUBJECT}', asked=on_grounds(rare, SUBJECT), at_least=0.6, lesson=True
+            ),
+            Question(
+                what=f'"a toy" shows the {SUBJECT} (it should not)', asked=on_grounds("toy", SUBJECT), at_most=0.25
+            ),
+            Question(what="other things are still drawn right", asked=OTHERS, at_least=0.8),
+        )
+    taught = (
         Question(what=f"the {name} is drawn right", asked=on_grounds(name, name, 6), at_least=0.6, lesson=True)
-        for name in TAUGHT
+        for name in CAPTIONED
     )
-    return (*each, Question(what="other things are still drawn right", asked=OTHERS, at_least=0.7))
+    return (*taught, Question(what="other things are still drawn right", asked=OTHERS, at_least=0.7))
 
 
 def verdict(out: Path, *, questions: Sequence[Question]) -> list[Section]:
