@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from importlib import import_module
 from pathlib import Path
 from typing import cast
 
 from gesso import loop, prior
 from gesso.arrays import Float32, Int64, Pixels
+from gesso.data import remembered
 from gesso.data.batches import Batches, Step, held_out
 from gesso.data.cache import Store, default_folder
 from gesso.data.check import check
@@ -70,6 +72,10 @@ class Job:
     objective: Objective
     engine: Engine
 
+    @cached_property
+    def store(self) -> Store:
+        return Store(Path(self.recipe.cache.path) if self.recipe.cache.path else default_folder())
+
     @property
     def side(self) -> int:
         """Width and height of the training pictures, in pixels."""
@@ -122,12 +128,12 @@ class Job:
 
     def dataset(self, records: Sequence[Record], *, exact: bool = False) -> Dataset:
         """The records as cached latents and captions; `exact` without any augmentation."""
-        recipe, folder = self.recipe, self.source.folder
+        recipe = self.recipe
         text = [part for pair in self.family.encoders for part in pair]
         encoder = Encoder(
             engine=self.engine,
-            image_identity=pipeline.identity(folder, self.family.autoencoder),
-            text_identity=" ".join(pipeline.identity(folder, part) for part in text),
+            image_identity=self.part_identity(self.family.autoencoder),
+            text_identity=" ".join(map(self.part_identity, text)),
             cache_latents=recipe.cache.latents,
             cache_text=recipe.cache.text,
             train_text=recipe.adapter.kind == "none" and "text_encoder" in recipe.model.train,
@@ -141,7 +147,7 @@ class Job:
             caption_dropout=0.0 if exact else recipe.train.caption_dropout,
             seed=recipe.seed,
             encoder=encoder,
-            store=Store(Path(recipe.cache.path) if recipe.cache.path else default_folder()),
+            store=self.store,
         )
 
     def held_out(self, records: list[Record], progress: prior.Progress) -> list[Step]:
@@ -166,6 +172,12 @@ class Job:
             records, self.recipe.data, fingerprints=dataset.pictures.fingerprints, counter=self.engine.token_counts
         )
 
+    def part_identity(self, part: str) -> str:
+        """A component's identity; with a cache, its weights are read for it only once, and not at every start."""
+        if not (self.recipe.cache.latents or self.recipe.cache.text):
+            return pipeline.identity(self.source.folder, part)
+        return pipeline.identity(self.source.folder, part, partial(remembered.sha256, store=self.store))
+
     def identity(self, dataset: Dataset) -> dict[str, str]:
         """What a resumed run must find unchanged besides the recipe."""
         parts = (
@@ -173,7 +185,7 @@ class Job:
             self.family.autoencoder,
             *(each for pair in self.family.encoders for each in pair),
         )
-        base = {f"base.{part}": pipeline.identity(self.source.folder, part) for part in parts}
+        base = {f"base.{part}": self.part_identity(part) for part in parts}
         return {**base, "data": str(dataset.lock()["fingerprint"]), "precision": self.engine.precision}
 
     def requests(self) -> list[SampleRequest]:
