@@ -1,6 +1,7 @@
 """Writes the picture folders of the tiny world: the pre-training set and the subjects to fine-tune on.
 
-`python -m gesso.demo.pictures train FOLDER`, `… subject FOLDER --name "teddy bear"` or `… captioned FOLDER`.
+`python -m gesso.demo.pictures train FOLDER`, `… subject FOLDER --name "teddy bear"`, `… captioned FOLDER` or
+`… known FOLDER`.
 Every picture is a function of (seed, its number) alone, so a set can be cut short, continued or made in parts.
 """
 
@@ -16,7 +17,7 @@ from PIL import Image
 
 from gesso import keys
 from gesso.arrays import Picture, UInt8
-from gesso.demo.glyphs import FONT, GROUNDS, SIZE, SUBJECTS, Glyph, Pose, caption, captions, draw, glyph, pairs
+from gesso.demo.glyphs import FONT, GROUNDS, KNOWN, SIZE, SUBJECTS, Glyph, Pose, caption, captions, draw, glyph, pairs
 
 CLEAR_GROUNDS: dict[str, tuple[str, ...]] = {
     "teddy bear": ("blue", "green", "white", "purple", "black"),
@@ -107,10 +108,12 @@ def scattered(seed: int, characters: Sequence[str], numbers: Sequence[int], *, f
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line: writes one kind of folder."""
     parser = argparse.ArgumentParser(prog="python -m gesso.demo.pictures", description=__doc__)
-    parser.add_argument("kind", choices=("train", "subject", "captioned"))
+    parser.add_argument("kind", choices=("train", "subject", "captioned", "known"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--count", type=int, default=0, help="pictures (train: 10000, subject: 5, captioned: 6 each)")
+    parser.add_argument(
+        "--count", type=int, default=0, help="pictures (train: 10000, subject: 5, captioned: 6 each, known: 1 each)"
+    )
     parser.add_argument("--name", default="teddy bear", choices=[subject.name for subject in SUBJECTS])
     parser.add_argument("--size", type=int, default=SIZE, help="pixels, for subject and captioned")
     parser.add_argument("--font", default=FONT)
@@ -120,7 +123,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif given.kind == "subject":
         write_subject(given.folder, given.name, given.count or 5, given.seed, size=given.size, font=given.font)
     else:
-        write_captioned(given.folder, CAPTIONED, given.count or 6, given.seed, size=given.size, font=given.font)
+        names, each = (CAPTIONED, 6) if given.kind == "captioned" else (tuple(thing.name for thing in KNOWN), 1)
+        write_captioned(given.folder, names, given.count or each, given.seed, size=given.size, font=given.font)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from gesso.demo.pictures import CAPTIONED, RARE
 from gesso.engines.engine import Engine, SampleRequest
 from gesso.families import find
 from gesso.job import create_engine
+from gesso.listeners import Listeners
 from gesso.models import resolve
 from gesso.recipe import load
 from gesso.report.section import Section, Verdict
@@ -35,9 +36,18 @@ SEEDS = 1000
 """First seed of the judged pictures: none that the run itself has drawn."""
 
 
-def main(name: str = "subject", *, out: str | None = None, full: bool = False, flags: Sequence[str] = ()) -> int:
+def main(
+    name: str = "subject",
+    *,
+    out: str | None = None,
+    full: bool = False,
+    flags: Sequence[str] = (),
+    dry_run: bool = False,
+) -> int:
     """Run a demo into `out`; `full` trains all weights instead of a LoRA (captions only). The process exit code."""
-    defaults: dict[str, Any] = {"data": [{"path": str(assets() / "captioned")}]}
+    # One picture of each known thing goes along with the new ones, or the model would forget them.
+    new, known = {"path": str(assets() / "captioned"), "repeats": 2}, {"path": str(assets() / "known")}
+    defaults: dict[str, Any] = {"data": [new, known]}
     if name == "subject":
         subjects = assets() / "subjects"
         defaults = {
@@ -45,11 +55,23 @@ def main(name: str = "subject", *, out: str | None = None, full: bool = False, f
             "validate": {"path": str(subjects / "teddy-bear-unseen")},
         }
     if full:
-        flags = ["--adapter.kind", "none", "--optim.lr", "4e-4", "--out", "runs/demo-captions-full", *flags]
+        flags = [
+            "--adapter.kind",
+            "none",
+            "--adapter.targets",
+            "[]",
+            "--optim.lr",
+            "6e-4",
+            "--out",
+            "runs/demo-captions-full",
+            *flags,
+        ]
     if out:
         flags = [*flags, "--out", out]
     recipe = Path(str(files("gesso.demo") / "recipes" / f"{name}.toml"))
-    return run.train(load(recipe, flags, defaults), extra=partial(verdict, questions=questions_of(name)))
+    return run.train(
+        load(recipe, flags, defaults), dry_run=dry_run, extra=partial(verdict, questions=questions_of(name))
+    )
 
 
 def assets() -> Path:
@@ -102,13 +124,13 @@ def questions_of(name: str) -> tuple[Question, ...]:
     return (*taught, Question(what="other things are still drawn right", asked=OTHERS, at_least=0.7))
 
 
-def verdict(out: Path, *, questions: Sequence[Question]) -> list[Section]:
+def verdict(out: Path, listeners: Listeners, *, questions: Sequence[Question]) -> list[Section]:
     """Ask the base and the trained model the same questions with the same seeds, and let the judge answer."""
-    print(f"judging {sum(len(question.asked) for question in questions)} pictures before and after")
     oracle, rows = Oracle(), []
     before, after = engine_of("tiny"), engine_of(str(out))
     learned, kept = True, True
-    for question in questions:
+    for number, question in enumerate(questions):
+        listeners.progress("questions to the model before and after", number, len(questions))
         names = [name for _, name in question.asked]
         shares = [
             sum(share([found], name) for found, name in zip(judge(oracle, drawn), names, strict=True)) / len(names)
@@ -125,8 +147,8 @@ def verdict(out: Path, *, questions: Sequence[Question]) -> list[Section]:
         sentence += ", and the rest still works" if kept else ", but the rest has suffered"
     sentence += "."
     for what, first, last, _ in rows:
-        print(f"  {what}: {first} → {last}")
-    print(sentence)
+        listeners.say(f"  {what}: {first} → {last}")
+    listeners.say(sentence)
     return [Section("Measured", Verdict(rows=rows, sentence=sentence))]
 
 
