@@ -66,7 +66,7 @@ class Checkpoints:
         StorageError (FullError for want of room), and then leaves everything as it was.
         """
         final, what = self.out / f"checkpoint-{step}", f"checkpoint-{step}"
-        needed = SLACK + sum(a.nbytes for c in files.values() if isinstance(c, Mapping) for a in c.values())
+        needed = SLACK + sum(map(_nbytes, files.values()))
         with guard(self.out, what=what, needed=needed):
             self.out.mkdir(parents=True, exist_ok=True)
             require(self.out, needed, what=what)
@@ -176,6 +176,13 @@ def _wrong(folder: Path, name: str, size: int, digest: str) -> str:
     except OSError as error:
         return f"cannot be read: {error.strerror or error}"
     return ""
+
+
+def _nbytes(content: Content) -> int:
+    """The bytes of a file's tensors; a writer that does not tell copies a small file, such as a configuration."""
+    if isinstance(content, Mapping):
+        return tensors.nbytes(content)
+    return content.nbytes if isinstance(content, tensors.Sized) else 0
 
 
 def _fill(folder: Path, step: int, files: Mapping[str, Content], state: Mapping[str, Any]) -> None:

@@ -44,8 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(error.exit)
     except SystemExit as ended:  # argparse has shown its help
         return int(ended.code or 0)
-    except KeyboardInterrupt:
-        print("gesso: stopped (Ctrl-C)", file=sys.stderr)
+    except KeyboardInterrupt as stopped:
+        print(f"gesso: stopped ({str(stopped) or 'Ctrl-C'})", file=sys.stderr)
         return Exit.STOPPED
     except Exception as error:
         _unexpected(error, debug)

@@ -9,7 +9,7 @@ from enum import IntEnum
 
 
 class Exit(IntEnum):
-    """Process exit codes (docs/reference.md lists them for users)."""
+    """Process exit codes (docs/architecture.md lists them for users)."""
 
     DONE = 0
     RECIPE = 2

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from math import isfinite
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from gesso import models
 from gesso.engines.engine import Engine, SampleRequest
-from gesso.errors import RecipeError
+from gesso.errors import RecipeError, StorageError
 from gesso.families import find
-from gesso.formats import png
+from gesso.formats import lora, pipeline, png
 from gesso.models import LORA, ModelSource
+from gesso.objective.schedules import from_scheduler
 from gesso.schema import Recipe, Train
+from gesso.storage import probe
 
 CHUNK = 4
 """Pictures drawn between two writings, so that those drawn are there when the rest is stopped."""
@@ -44,34 +48,92 @@ class Request:
     precision: str = "auto"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A request that can be carried out, as far as can be seen without loading the model."""
+
+    request: Request
+    source: ModelSource
+    loras: tuple[Path, ...]
+    strengths: tuple[float, ...]
+    wanted: tuple[SampleRequest, ...]
+    files: tuple[Path, ...]
+    """Where each of the wanted pictures goes."""
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What each picture says of how it was made, besides its own request."""
+        found: dict[str, Any] = {"model": _public(self.source.name)}
+        if self.loras:
+            names = ([self.source.name] if self.source.lora else []) + list(map(str, self.request.loras))
+            found |= {"loras": list(map(_public, names)), "strengths": list(self.strengths)}
+        return found
+
+
 def generate(request: Request) -> list[Path]:
     """Draw and write OUT/00000.png, 00001.png, … after the numbers already there; the files, prompts outermost.
 
-    Each PNG says how it was made. RecipeError for what cannot be drawn, before anything heavy is loaded.
+    Each PNG says how it was made. RecipeError for what cannot be drawn and StorageError for what cannot be written,
+    both before anything heavy is loaded.
     """
+    ready = prepare(request)
+    probe(request.out, "the folder of the pictures")
+    with whole(ready.source) as folder:
+        engine = _engine(request)
+        engine.load(folder, find(ready.source.pipeline), scheduler=ready.source.scheduler)
+        for path, strength in zip(ready.loras, ready.strengths, strict=True):
+            engine.add_lora(path, strength)
+        for start in range(0, len(ready.wanted), CHUNK):
+            chunk = ready.wanted[start : start + CHUNK]
+            for file, each, picture in zip(ready.files[start:], chunk, engine.sample(chunk), strict=False):
+                png.write(file, picture, {**asdict(each), **ready.notes})
+    return list(ready.files)
+
+
+def prepare(request: Request) -> Prepared:
+    """All that can be found out before the model is loaded, with nothing written; RecipeError for what is wrong."""
     check(request)
     source = models.resolve(request.model)
     loras = [*([source.lora] if source.lora else []), *(lora_file(path) for path in request.loras)]
     strengths = _strengths(request, len(loras))
+    family = find(source.pipeline)
+    for part in (
+        family.denoiser,
+        family.autoencoder,
+        *(each for pair in family.encoders for each in pair),
+        "scheduler",
+    ):
+        models.wanted(source.folder / "model_index.json", part)
     wanted = _requests(request, source)
-    notes: dict[str, Any] = {"model": _public(source.name)}
-    if loras:
-        notes["loras"] = [_public(str(path)) for path in ([source.name] if source.lora else []) + list(request.loras)]
-        notes["strengths"] = list(strengths)
-
+    noise = from_scheduler(source.config("scheduler"))
+    if request.steps > noise.timesteps:
+        raise RecipeError(f"--steps is {request.steps}, but the model has {noise.timesteps} noise levels")
+    for path in loras:
+        _fits(path, source)
     number = next_number(request.out)
-    files: list[Path] = []
-    with whole(source) as folder:
-        engine = _engine(request)
-        engine.load(folder, find(source.pipeline), scheduler=source.scheduler)
-        for path, strength in zip(loras, strengths, strict=True):
-            engine.add_lora(path, strength)
-        for start in range(0, len(wanted), CHUNK):
-            chunk = wanted[start : start + CHUNK]
-            for each, picture in zip(chunk, engine.sample(chunk), strict=True):
-                files.append(request.out / f"{number + len(files):05d}.png")
-                png.write(files[-1], picture, {**asdict(each), **notes})
-    return files
+    files = tuple(request.out / f"{at:05d}.png" for at in range(number, number + len(wanted)))
+    return Prepared(
+        request=request,
+        source=source,
+        loras=tuple(loras),
+        strengths=tuple(strengths),
+        wanted=tuple(wanted),
+        files=files,
+    )
+
+
+def outline(ready: Prepared) -> str:
+    """What would be drawn and where, for --dry-run."""
+    one, count = ready.wanted[0], len(ready.wanted)
+    how = f"{one.width} by {one.height} pixels, {one.steps} steps, guidance {one.guidance:g}"
+    lines = [f"model     {ready.source.name} ({ready.source.pipeline})"]
+    lines += [f"LoRA      {path}, strength {s:g}" for path, s in zip(ready.loras, ready.strengths, strict=True)]
+    lines += [f"pictures  {count}: {how}" + (f", {one.scheduler}" if one.scheduler else "")]
+    lines += [
+        f"{file.as_posix()}  seed {each.seed}  {each.prompt}"
+        for file, each in zip(ready.files, ready.wanted, strict=True)
+    ]
+    return "\n".join(lines)
 
 
 def check(request: Request) -> None:
@@ -93,8 +155,12 @@ def check(request: Request) -> None:
         wrong.append("--seed must be a whole number from 0 to 2^63 − 1")
     if len(set(request.seeds)) < len(request.seeds):
         wrong.append("the same --seed is given twice, which would draw the same picture")
-    if request.out.exists() and not request.out.is_dir():
-        wrong.append(f"--out {request.out} is a file, must be a folder")
+    if any(not isfinite(strength) for strength in request.strengths):
+        wrong.append("--strength must be a number, such as 0.8")
+    place = next((each for each in (request.out, *request.out.parents) if os.path.lexists(each)), request.out)
+    if os.path.lexists(place) and not place.is_dir():
+        within = "" if place == request.out else f"lies in {place}, which "
+        wrong.append(f"--out {request.out} {within}is a file, must be a folder")
     if len(wrong) == 1:
         raise RecipeError(wrong[0])
     if wrong:
@@ -111,6 +177,29 @@ def lora_file(path: Path) -> Path:
     raise RecipeError(
         f"the LoRA {path} {what}", todo="name a .safetensors file, or the folder of a run that trained a LoRA"
     )
+
+
+def _fits(path: Path, source: ModelSource) -> None:
+    """RecipeError unless every matrix of a LoRA has a layer of its shape in the model."""
+    try:
+        arrays, _ = lora.read(path)
+    except StorageError as error:
+        if isinstance(error.__cause__, OSError):
+            raise
+        raise RecipeError(error.what, where=error.where, todo=error.todo) from error
+    family = find(source.pipeline)
+    shapes = {
+        f"{part}.{name}": shape
+        for part in (family.denoiser, *(encoder for encoder, _ in family.encoders))
+        for name, shape in pipeline.shapes(source.folder / part).items()
+    }
+    wrong = lora.fit(arrays, shapes)
+    if wrong:
+        raise RecipeError(
+            f"this LoRA was made for another base: {len(arrays) - len(wrong)} of {len(arrays)} tensors fit; {wrong[0]}",
+            where=str(path),
+            todo="use it with the base that it was trained on, or a relative of that base",
+        )
 
 
 def next_number(out: Path) -> int:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from importlib import import_module
 from pathlib import Path
+from types import MappingProxyType
 from typing import cast
 
 from gesso import loop, prior
@@ -34,6 +35,7 @@ from gesso.objective.times import Times
 from gesso.objective.weightings import Weighting
 from gesso.rates import Rate
 from gesso.results import Results
+from gesso.resume import flatten
 from gesso.schema import Recipe
 from gesso.stop import Stop
 
@@ -108,6 +110,17 @@ class Job:
             ema=table.ema > 0,
         )
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The base model's components that decide what it computes."""
+        encoders = (part for pair in self.family.encoders for part in pair)
+        return (self.family.denoiser, self.family.autoencoder, *encoders)
+
+    def load(self, scheduler: Mapping[str, object] = MappingProxyType({})) -> None:
+        """The model into the engine, its scheduler changed as given."""
+        parts = () if self.recipe.adapter.kind != "none" else self.recipe.model.train
+        self.engine.load(self.source.folder, self.family, parts=parts, scheduler=scheduler)
+
     def class_pictures(self, progress: prior.Progress) -> list[Record]:
         """Pictures of the class, drawn with the model as it is where they are missing; none without a class prompt."""
         if not self.recipe.prior.prompt:
@@ -117,6 +130,7 @@ class Job:
             self.out,
             seed=self.recipe.seed,
             side=self.side,
+            base=" ".join(map(self.part_identity, self.parts)),
             engine=self.engine,
             progress=progress,
         )
@@ -132,8 +146,8 @@ class Job:
         text = [part for pair in self.family.encoders for part in pair]
         encoder = Encoder(
             engine=self.engine,
-            image_identity=self.part_identity(self.family.autoencoder),
-            text_identity=" ".join(map(self.part_identity, text)),
+            image_identity=f"{self.part_identity(self.family.autoencoder)} {self.engine.arithmetic}",
+            text_identity=" ".join([*map(self.part_identity, text), self.engine.arithmetic]),
             cache_latents=recipe.cache.latents,
             cache_text=recipe.cache.text,
             train_text=recipe.adapter.kind == "none" and "text_encoder" in recipe.model.train,
@@ -150,13 +164,14 @@ class Job:
             store=self.store,
         )
 
-    def held_out(self, records: list[Record], progress: prior.Progress) -> list[Step]:
+    def held_out(self, records: list[Record], progress: prior.Progress) -> tuple[list[Step], Prepared]:
+        """What is measured during the run: the records at fixed noise and timesteps."""
         if not records:
-            return []
+            return [], Prepared()
         dataset = self.dataset(records, exact=True)
-        dataset.prepare(progress)
+        prepared = dataset.prepare(progress)
         scale, shift = self.family.scale(self.source.config(self.family.autoencoder))
-        return held_out(
+        steps = held_out(
             dataset,
             objective=self.objective,
             timesteps=self.recipe.validate_.timesteps,
@@ -165,6 +180,7 @@ class Job:
             shift=shift,
             seed=self.recipe.seed,
         )
+        return steps, prepared
 
     def notes(self, dataset: Dataset, records: Sequence[Record]) -> list[str]:
         """What the user should know of the data, though it stops nothing."""
@@ -178,15 +194,10 @@ class Job:
             return pipeline.identity(self.source.folder, part)
         return pipeline.identity(self.source.folder, part, partial(remembered.sha256, store=self.store))
 
-    def identity(self, dataset: Dataset) -> dict[str, str]:
-        """What a resumed run must find unchanged besides the recipe."""
-        parts = (
-            self.family.denoiser,
-            self.family.autoencoder,
-            *(each for pair in self.family.encoders for each in pair),
-        )
-        base = {f"base.{part}": self.part_identity(part) for part in parts}
-        return {**base, "data": str(dataset.lock()["fingerprint"]), "precision": self.engine.precision}
+    def fingerprint(self) -> dict[str, object]:
+        """What decides whether a checkpoint belongs to this run: every recipe key, and what files they stand for."""
+        base = {f"base.{part}": self.part_identity(part) for part in self.parts}
+        return {**flatten(self.recipe.as_toml()), **base, "precision": self.engine.precision}
 
     def requests(self) -> list[SampleRequest]:
         """Every prompt with every seed."""
@@ -293,7 +304,8 @@ def pictures(recipe: Recipe) -> tuple[list[Record], list[Record]]:
     table = recipe.validate_
     if table.path:
         return records, read(
-            recipe.data[0].model_copy(update={"path": table.path, "prompt": table.prompt, "repeats": 1})
+            recipe.data[0].model_copy(update={"path": table.path, "prompt": table.prompt, "repeats": 1}),
+            key="validate",
         )
     if not table.holdout:
         return records, []

@@ -6,14 +6,19 @@ from pathlib import Path
 
 from gesso.events import Event, Tracker
 from gesso.schema import Track
+from gesso.stop import Stop
 from gesso.trackers.console import Console
 from gesso.trackers.jsonl import Jsonl
 
 
 class Listeners:
-    """events.jsonl always; the console and TensorBoard as the recipe says."""
+    """events.jsonl always; the console and TensorBoard as the recipe says.
 
-    def __init__(self, out: Path, track: Track) -> None:
+    With `stop`, the work before the first step ends where it next tells of its progress after a stop was asked for.
+    """
+
+    def __init__(self, out: Path, track: Track, stop: Stop | None = None) -> None:
+        self.stop = stop
         self.console = Console(track.console)
         self.trackers: list[Tracker] = [Jsonl(out / "events.jsonl"), self.console]
         if track.tensorboard:
@@ -33,8 +38,10 @@ class Listeners:
             tracker.handle(event)
 
     def progress(self, what: str, done: int, total: int) -> None:
-        """Work that comes before the first step."""
+        """Work that comes before the first step. Raises KeyboardInterrupt where a stop was asked for."""
         self.console.progress(what, done, total)
+        if self.stop is not None:
+            self.stop.check()
 
     def say(self, text: str) -> None:
         """A last word to the person, under the console's own lines."""

@@ -13,7 +13,7 @@ import numpy as np
 from gesso.data.batch import Batch
 from gesso.data.batches import Batches
 from gesso.engines.engine import Engine, Metrics, SampleRequest, StepResult
-from gesso.errors import NumbersError
+from gesso.errors import DeviceError, NumbersError
 from gesso.events import Event, Finished, Paused, Sample, Sampled, Saved, Started, Stepped, Validated, Warned
 from gesso.keys import generator
 from gesso.objective.coefficients import Coefficients
@@ -123,9 +123,8 @@ def validate(plan: Plan, step: int) -> Validated:
     errors: dict[int, list[float]] = {}
     levels: dict[int, list[float]] = {}
     for batch, coefficients in plan.held_out:
-        for row, timestep, error in zip(
-            batch.ids, coefficients.c_noise, plan.engine.evaluate(batch, coefficients), strict=True
-        ):
+        found = plan.engine.evaluate(batch, coefficients, ema=plan.ema > 0)
+        for row, timestep, error in zip(batch.ids, coefficients.c_noise, found, strict=True):
             errors.setdefault(int(row), []).append(float(error))
             levels.setdefault(int(timestep), []).append(float(error))
     means = np.array([np.mean(found) for found in errors.values()])
@@ -134,10 +133,15 @@ def validate(plan: Plan, step: int) -> Validated:
     return Validated(step=step, loss=float(means.mean()), error=error, pictures=len(means), by_timestep=by_timestep)
 
 
-def draw(plan: Plan, step: int) -> Sampled:
+def draw(plan: Plan, step: int) -> Sampled | Warned:
+    """Draw the run's samples. Pictures that cannot be drawn are no reason to lose the training."""
     began = time.monotonic()
-    pictures = plan.engine.sample(plan.samples, ema=plan.ema > 0)
-    return Sampled(step=step, samples=plan.keep_samples(step, plan.samples, pictures), seconds=time.monotonic() - began)
+    try:
+        pictures = plan.engine.sample(plan.samples, ema=plan.ema > 0)
+    except (DeviceError, NumbersError) as error:
+        return Warned(step=step, message=f"no samples at step {step}: {error.what}")
+    samples = plan.keep_samples(step, plan.samples, pictures)
+    return Sampled(step=step, samples=samples, seconds=time.monotonic() - began)
 
 
 def save(plan: Plan, step: int) -> Iterator[Event]:
@@ -180,7 +184,8 @@ class _Pending:
         metrics: Metrics = result.read()
         now = time.monotonic()
         seconds, self.last = now - self.last, now
-        self.bad = self.bad + 1 if metrics.skipped or not np.isfinite(metrics.loss) else 0
+        bad = (metrics.skipped or not np.isfinite(metrics.loss)) and not metrics.searching
+        self.bad = self.bad + 1 if bad else 0
         if self.bad >= PATIENCE:
             raise NumbersError(
                 f"the loss or its gradient was not finite in {self.bad} steps in a row, "

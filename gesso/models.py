@@ -9,6 +9,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from gesso.errors import NetworkError, RecipeError, StorageError
 from gesso.schema import ObjectiveTable
 
@@ -16,6 +18,7 @@ LORA = "pytorch_lora_weights.safetensors"
 WANTED = ("model_index.json", "README.md", "*/*.json", "*/*.txt", "*/*.safetensors")
 UNWANTED = ("safety_checker/*", "*.fp16.*", "*.bf16.*", "*.non_ema.*", "*/openvino*", "*/flax*")
 """What is taken of a Hub model, and what of that is not: one copy of the weights, and never a pickle."""
+WHOLE = "fetch or export the model again, or use another one"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +40,7 @@ class ModelSource:
 
     @property
     def pipeline(self) -> str:
-        return str(read_json(self.folder / "model_index.json").get("_class_name", ""))
+        return str(wanted(self.folder / "model_index.json", "_class_name"))
 
 
 def resolve(name: str, revision: str = "") -> ModelSource:
@@ -95,9 +98,12 @@ def _run_folder(name: str, path: Path) -> ModelSource:
             f"{name} is a folder, but holds neither a model (model_index.json) nor the result of a run",
             todo="name a diffusers folder, a finished run, or a checkpoint folder inside a run",
         )
-    recipe = {key: each["value"] for key, each in read_json(effective).items()}
-    base = resolve(str(recipe["model.base"]), str(recipe["model.revision"]))
-    table = ObjectiveTable(prediction=recipe["objective.prediction"], zero_snr=recipe["objective.zero_snr"])
+    base = resolve(str(_chosen(effective, "model.base")), str(_chosen(effective, "model.revision")))
+    own = {name: _chosen(effective, f"objective.{name}") for name in ("prediction", "zero_snr")}
+    try:
+        table = ObjectiveTable(**own)
+    except ValidationError as error:
+        raise RecipeError(f"the run's objective cannot be: {own}", where=str(effective)) from error
     return ModelSource(
         name=name,
         folder=base.folder,
@@ -105,6 +111,14 @@ def _run_folder(name: str, path: Path) -> ModelSource:
         checkpoint=None if lora.is_file() else path,
         scheduler=scheduler_changes(table),
     )
+
+
+def _chosen(effective: Path, key: str) -> Any:
+    """A value of a run's recipe."""
+    found = wanted(effective, key)
+    if not isinstance(found, dict) or "value" not in found:
+        raise RecipeError(f'"{key}" has no value', where=str(effective), todo=WHOLE)
+    return found["value"]
 
 
 def scheduler_changes(table: ObjectiveTable) -> dict[str, object]:
@@ -145,10 +159,23 @@ def _from_hub(name: str, revision: str) -> Path:
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; RecipeError where there is none, StorageError where the disk refuses."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise RecipeError(f"{path.name} is missing", where=str(path.parent), todo="is the model whole?") from error
-    except (OSError, ValueError) as error:
-        raise StorageError(f"cannot be read: {error}", where=str(path)) from error
-    return dict(found)
+    except OSError as error:
+        raise StorageError(f"cannot be read: {error.strerror or error}", where=str(path)) from error
+    except (ValueError, RecursionError) as error:
+        raise RecipeError(f"this is not JSON: {error}", where=str(path), todo=WHOLE) from error
+    if not isinstance(found, dict):
+        raise RecipeError("holds no JSON object", where=str(path), todo=WHOLE)
+    return found
+
+
+def wanted(path: Path, key: str) -> Any:
+    """One value of a JSON file that a model cannot do without."""
+    found = read_json(path)
+    if key not in found:
+        raise RecipeError(f"the model's configuration lacks {key}", where=str(path), todo=WHOLE)
+    return found[key]

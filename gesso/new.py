@@ -9,9 +9,10 @@ from pathlib import Path
 
 from gesso.data.record import Record
 from gesso.data.sources import read
-from gesso.errors import RecipeError, StorageError
+from gesso.errors import RecipeError
 from gesso.recipe.files import toml
 from gesso.schema import DataTable
+from gesso.storage import guard, write_bytes
 
 STAND_IN = "data.prompt"
 """The origin that gesso.data.sources gives a caption which came from the recipe's prompt."""
@@ -57,9 +58,14 @@ def write(wish: Wish, out: Path, *, force: bool = False) -> str:
 
     DataError for a folder that cannot be used; RecipeError for wishes that contradict it and for a file already there.
     """
-    if out.exists() and not force:
+    photos = Path(wish.photos).expanduser().resolve()
+    if not photos.name:
+        raise RecipeError(
+            f"{wish.photos} is a whole disk, not a folder of pictures", todo="name the folder that holds your pictures"
+        )
+    if out.exists() and not force and photos.is_dir():  # a folder that is missing matters more
         raise RecipeError(f"{out} is there already", todo="choose another --out, or overwrite it with --force")
-    run = f"runs/{Path(wish.photos).resolve().name}"
+    run = f"runs/{photos.name}"
     for place in (out.parent, Path(run)):
         _outside(wish.photos, place)
     records = read(DataTable(path=wish.photos, prompt="stands in"))
@@ -67,11 +73,9 @@ def write(wish: Wish, out: Path, *, force: bool = False) -> str:
     kind = wish.kind or ("captioned" if captioned == len(records) else "subject")
     _fits(wish, kind, captioned, len(records))
     text = recipe(wish, kind, records, run)
-    try:
+    with guard(out.parent, what=out.name):
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(text, encoding="utf-8", newline="\n")
-    except OSError as error:
-        raise StorageError(f"cannot be written: {error.strerror}", where=str(out)) from error
+        write_bytes(out, text.encode())
     return _told(wish, kind, captioned, len(records), out)
 
 

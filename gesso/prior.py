@@ -1,60 +1,82 @@
 """Class pictures for prior preservation (Ruiz et al. 2022, arXiv:2208.12242, section 3.2).
 
-The user's own come first; what is missing is drawn with the base model into the run folder. A drawn picture is named by
-its number and its content, and its seed is a function of its number, so an interrupted drawing goes on where it was.
+The user's own come first; what is missing is drawn with the base model into the run folder, in a folder named by
+everything that decides what is drawn: another prompt, seed, size, sampler setting or base draws its own. A picture is
+named by its number and its content, and its seed is a function of its number, so an interrupted drawing goes on where
+it was; a picture whose content is no longer what its name says is drawn again.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 
+from gesso.arrays import Picture
+from gesso.data import images
 from gesso.data.record import Record
 from gesso.data.sources import read
 from gesso.engines.engine import Engine, SampleRequest
+from gesso.errors import DataError
 from gesso.formats import png
 from gesso.keys import generator
 from gesso.schema import DataTable, Prior
 
 Progress = Callable[[str, int, int], None]
 FOLDER = "class"
-TOGETHER = 8
 
 
-def records(prior: Prior, out: Path, *, seed: int, side: int, engine: Engine, progress: Progress) -> list[Record]:
-    """`prior.pictures` class pictures as records, drawing those that are missing."""
+def records(
+    prior: Prior, out: Path, *, seed: int, side: int, base: str, engine: Engine, progress: Progress
+) -> list[Record]:
+    """`prior.pictures` class pictures as records, drawing those that are missing.
+
+    `side` is in pixels; `base` is the identity of the model that draws.
+    """
     own = _own(prior)[: prior.pictures]
-    drawn = draw(prior, out / FOLDER, len(own), seed=seed, side=side, engine=engine, progress=progress)
+    folder = out / FOLDER / settings(prior, seed=seed, side=side, base=base)
+    drawn = draw(prior, folder, len(own), seed=seed, side=side, engine=engine, progress=progress)
     made = [
         Record(path=path, captions=(prior.prompt,), group="class", origin="drawn with the base model") for path in drawn
     ]
     return own + made
 
 
+def settings(prior: Prior, *, seed: int, side: int, base: str) -> str:
+    """Twelve hexadecimal digits that differ whenever the drawn pictures could."""
+    decides = [prior.prompt, seed, side, prior.sampling_steps, prior.guidance, base]
+    return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:12]
+
+
 def _own(prior: Prior) -> list[Record]:
     if not prior.path:
         return []
-    return read(DataTable(path=prior.path, prompt=prior.prompt), group="class")
+    return read(DataTable(path=prior.path, prompt=prior.prompt), group="class", key="prior")
 
 
 def draw(
     prior: Prior, folder: Path, first: int, *, seed: int, side: int, engine: Engine, progress: Progress
 ) -> list[Path]:
-    """The pictures numbered `first` … `prior.pictures` − 1 in `folder`, in order; those already there are kept."""
-    folder.mkdir(parents=True, exist_ok=True)
-    there = {int(path.name.split("-")[0]): path for path in folder.iterdir() if _intact(path)}
+    """The pictures numbered `first` … `prior.pictures` − 1 in `folder`, in order; those already there are kept.
+
+    They are drawn one by one: `progress` may raise to end the work between two of them.
+    """
     wanted = range(first, prior.pictures)
+    found = sorted(folder.iterdir()) if wanted and folder.is_dir() else []
+    there: dict[int, Path] = {}
+    for done, path in enumerate(found, 1):
+        if _intact(path):
+            there[int(path.name[:5])] = path
+        progress("checking class pictures", done, len(found))
     missing = [number for number in wanted if number not in there]
-    for start in range(0, len(missing), TOGETHER):
-        progress("drawing class pictures", start, len(missing))
-        numbers = missing[start : start + TOGETHER]
-        requests = [_request(prior, number, seed, side) for number in numbers]
-        for number, request, picture in zip(numbers, requests, engine.sample(requests), strict=True):
-            name = f"{number:05d}-{hashlib.sha1(picture.tobytes()).hexdigest()}.png"
-            png.write(folder / name, picture, {"prompt": request.prompt, "seed": request.seed})
-            there[number] = folder / name
+    for done, number in enumerate(missing):
+        progress("drawing class pictures", done, len(missing))
+        request = _request(prior, number, seed, side)
+        (picture,) = engine.sample([request])
+        there[number] = folder / f"{number:05d}-{_sha1(picture)}.png"
+        png.write(there[number], picture, {"prompt": request.prompt, "seed": request.seed})
     if missing:
         progress("drawing class pictures", len(missing), len(missing))
     return [there[number] for number in wanted]
@@ -72,4 +94,14 @@ def _request(prior: Prior, number: int, seed: int, side: int) -> SampleRequest:
 
 
 def _intact(path: Path) -> bool:
-    return re.fullmatch(r"\d{5}-[0-9a-f]{40}\.png", path.name) is not None
+    """Whether the file is one of the drawn pictures and holds the pixels that it was named by."""
+    if not re.fullmatch(r"\d{5}-[0-9a-f]{40}\.png", path.name):
+        return False
+    try:
+        return _sha1(images.load(path)) == path.stem[6:]
+    except DataError:
+        return False
+
+
+def _sha1(picture: Picture) -> str:
+    return hashlib.sha1(picture.tobytes()).hexdigest()

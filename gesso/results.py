@@ -13,7 +13,6 @@ from gesso.engines.engine import Engine, SampleRequest
 from gesso.events import Sample, Saved
 from gesso.formats import card, lora, pipeline, png
 from gesso.models import LORA, ModelSource, scheduler_changes
-from gesso.resume import flatten
 from gesso.schema import Recipe
 
 Weights = Mapping[str, Array]
@@ -27,13 +26,9 @@ class Results:
     source: ModelSource
     recipe: Recipe
     engine: Engine
-    identity: Mapping[str, str]
+    fingerprint: Mapping[str, object]
+    """What a run that goes on from a checkpoint must have in common with it."""
     pictures: int = 0
-
-    @property
-    def fingerprint(self) -> dict[str, object]:
-        """What decides whether a checkpoint belongs to this run: every recipe key, and what files they stand for."""
-        return {**flatten(self.recipe.as_toml()), **self.identity}
 
     # ---------------------------------------------------------------- samples
 
@@ -58,7 +53,7 @@ class Results:
         if "ema" in state:
             files["ema.safetensors"] = state["ema"]
         files |= self._weight_files(state["weights"])
-        folder = checkpoints.save(step, files, {"recipe": self.fingerprint})
+        folder = checkpoints.save(step, files, {"recipe": dict(self.fingerprint)})
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         return Saved(step=step, folder=folder.name, bytes=size, seconds=time.monotonic() - began)
 

@@ -6,7 +6,7 @@ The first row whose pattern fits a recipe key decides. A key that no row names i
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal
@@ -23,8 +23,12 @@ class Rule:
     why: str
 
 
+LENGTH = "schedule.steps"
+"""Stands for train.steps where the learning rate's schedule stretches over them."""
+
 TABLE: tuple[Rule, ...] = (
     Rule("train.steps", "allowed", "the run ends earlier or later"),
+    Rule(LENGTH, "warned", "the learning rate follows a schedule of another length from here"),
     Rule("save.*", "allowed", "the weights do not depend on it"),
     Rule("sample.*", "allowed", "the weights do not depend on it"),
     Rule("validate.*", "allowed", "the weights do not depend on it"),
@@ -70,32 +74,49 @@ TABLE: tuple[Rule, ...] = (
 )
 
 
-def compatible(
-    old: Mapping[str, Any], new: Mapping[str, Any], accept: Collection[str] = ()
-) -> tuple[list[str], list[str]]:
+def compatible(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """(warnings, refusals) for going on under the recipe `new` from a checkpoint made under `old`; sentences.
 
     Both are recipes as nested or dotted mappings, and beside the recipe's keys what they stand for: `data` (fingerprint
     of pictures and captions), `precision` (in effect) and `base.<component>` (identity of the model's files). A key
-    that one side lacks counts as not set. A refusal whose key, or the table it is in, is named in `accept` becomes a
-    warning; an impossible change stays refused.
+    that one side lacks counts as not set.
     """
     before, after = flatten(old), flatten(new)
+    if _stretches(before) and _stretches(after):
+        before, after = ({**each, LENGTH: each.get("train.steps")} for each in (before, after))
     warnings, refusals = [], []
     for key in sorted(before.keys() | after.keys()):
         was, now = before.get(key), after.get(key)
         rule = decide(key)
         if was == now or rule.decision == "allowed":
             continue
-        change = f"{key} was {_shown(was)} and is now {_shown(now)}: {rule.why}"
-        accepted = rule.decision == "refused" and any(key == name or key.startswith(f"{name}.") for name in accept)
-        if rule.decision == "warned" or accepted:
+        shown = "train.steps" if key == LENGTH else key
+        change = f"{shown} was {_shown(was)} and is now {_shown(now)}: {rule.why}"
+        if rule.decision == "warned":
             warnings.append(change)
+        elif key.startswith("base."):
+            refusals.append(_other_base(key, rule, before.get("model.base"), after.get("model.base")))
         else:
             refusals.append(
                 f"{change}; this would be another run: put {_shown(was)} back, or start a new run with --out"
             )
     return warnings, refusals
+
+
+def _stretches(flat: Mapping[str, Any]) -> bool:
+    """Whether the learning rate of a step depends on how many steps there are."""
+    return not str(flat.get("optim.schedule") or "constant").startswith("constant")
+
+
+def _other_base(key: str, rule: Rule, was: Any, now: Any) -> str:
+    """Two hashes tell people nothing; what they know is the model's name."""
+    named = f"model.base was {_shown(was)} and is now {_shown(now)}"
+    if was == now:
+        named = f"model.base is {_shown(now)} as before, but its files have changed"
+    return (
+        f"the base model's {key.removeprefix('base.')} is not the one that this run began with ({named}): {rule.why}; "
+        "set model.base to the model that it began with, or start a new run with --out"
+    )
 
 
 def decide(key: str) -> Rule:

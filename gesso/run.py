@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from gesso import __version__, loop, models
-from gesso.checkpoint import Checkpoints, compatible
+from gesso.checkpoint import Checkpoint, Checkpoints, compatible
 from gesso.data.record import Record
 from gesso.engines.engine import Engine
 from gesso.errors import Exit, RecipeError
@@ -26,9 +25,9 @@ from gesso.report import page
 from gesso.results import Results
 from gesso.schema import Recipe
 from gesso.stop import Stop
-from gesso.storage import RunLock, probe, sweep
+from gesso.storage import RunLock, probe, sweep, write_json
 
-Extra = Callable[[Path], Sequence[page.Section]]
+Extra = Callable[[Path, Listeners], Sequence[page.Section]]
 """Sections of the caller's own for the report of a finished run (the demo's verdict)."""
 
 
@@ -48,45 +47,11 @@ def train(loaded: Loaded, *, dry_run: bool = False, extra: Extra | None = None) 
 
     pipeline.check(source.folder, out)
     probe(out)
-    with RunLock(out), Stop() as stop, Listeners(out, recipe.track) as listeners:
-        # The model, and what the pictures and captions look like to it.
-        swept = sweep(out)
-        save(loaded, out)
+    with RunLock(out), Stop() as stop, Listeners(out, recipe.track, stop) as listeners:
         engine = create_engine(recipe)
         job = Job(recipe=recipe, out=out, source=source, family=family, objective=objective, engine=engine)
-        parts = () if recipe.adapter.kind != "none" else recipe.model.train
-        engine.load(source.folder, family, parts=parts)
-        of_class = job.class_pictures(listeners.progress)
-        if changes := models.scheduler_changes(recipe.objective):
-            # Only what has been trained can be drawn so: the class pictures above are the base's as it is.
-            engine.load(source.folder, family, parts=parts, scheduler=changes)
-        dataset, prepared = job.encode([*learning, *of_class], listeners.progress)
-        validation = job.held_out(holding, listeners.progress)
-
-        # What will be trained, and from where: the beginning, or the newest checkpoint.
-        trainable = engine.attach(job.adapter, job.optim)
-        results = Results(
-            out=out,
-            source=source,
-            recipe=recipe,
-            engine=engine,
-            identity=job.identity(dataset),
-            pictures=len(learning),
-        )
-        checkpoints = Checkpoints(out, recipe.save.keep)
-        start, warnings = resume(checkpoints, results)
-        write_json(out / "data.lock.json", dataset.lock([Path(table.path) for table in recipe.data]))
-        write_json(out / "environment.json", environment(engine))
-
-        # The run.
-        started = job.started(dataset, prepared, trainable, start)
-        plan = job.plan(dataset, validation, started, results, partial(results.save, checkpoints), stop)
-        for message in [*swept, *warnings, *prepared.notes, *job.notes(dataset, learning)]:
-            listeners.handle(Warned(step=start, message=message))
-        last: Event | None = None
-        for last in loop.train(plan):
-            listeners.handle(last)
-        report = page.write(out, extra=extra(out) if extra and isinstance(last, Finished) else ())
+        last = carry_out(loaded, job, learning, holding, listeners, stop)
+        report = page.write(out, extra=extra(out, listeners) if extra and isinstance(last, Finished) else ())
         listeners.say(f"report: {report}")
     if isinstance(last, Paused):
         listeners.say(f"stopped at step {last.step} of {recipe.train.steps} ({last.reason}); start it again to go on")
@@ -94,20 +59,77 @@ def train(loaded: Loaded, *, dry_run: bool = False, extra: Extra | None = None) 
     return Exit.DONE
 
 
-def resume(checkpoints: Checkpoints, results: Results) -> tuple[int, list[str]]:
-    """Load the newest checkpoint that verifies; the step it was made at (0: none) and what the user should know."""
-    found, skipped = checkpoints.newest()
-    if found is None:
-        return 0, skipped
-    warnings, refusals = compatible(found.state["recipe"], results.fingerprint)
+def carry_out(
+    loaded: Loaded, job: Job, learning: list[Record], holding: list[Record], listeners: Listeners, stop: Stop
+) -> Event:
+    """The run itself, in a folder that is locked; returns its last event."""
+    recipe, out, engine = job.recipe, job.out, job.engine
+
+    # Whether this folder holds a run already, and whether it can go on under this recipe.
+    swept = sweep(out)
+    checkpoints = Checkpoints(out, recipe.save.keep)
+    newest, skipped = checkpoints.newest()
+    if newest is None:
+        save(loaded, out)
+    else:
+        check(newest, job.fingerprint(), recipe.train.steps)
+
+    # The model, and what the pictures and captions look like to it.
+    job.load()
+    of_class = job.class_pictures(listeners.progress)
+    if changes := models.scheduler_changes(recipe.objective):
+        # Only what has been trained can be drawn so: the class pictures above are the base's as it is.
+        job.load(changes)
+    dataset, prepared = job.encode([*learning, *of_class], listeners.progress)
+    validation, held = job.held_out(holding, listeners.progress)
+    lock = dataset.lock([Path(table.path) for table in recipe.data])
+    fingerprint = {**job.fingerprint(), "data": lock["fingerprint"]}
+
+    # What will be trained, and from where: the beginning, or the newest checkpoint.
+    trainable = engine.attach(job.adapter, job.optim)
+    results = Results(
+        out=out, source=job.source, recipe=recipe, engine=engine, fingerprint=fingerprint, pictures=len(learning)
+    )
+    start, warnings = 0, [*swept, *skipped, *prepared.notes, *held.notes, *job.notes(dataset, learning)]
+    if newest is not None:
+        warnings += check(newest, fingerprint, recipe.train.steps)
+        results.load(newest)
+        start = newest.step
+        save(loaded, out)  # not before it is sure that the recipe is this run's
+    write_json(out / "data.lock.json", lock)
+    write_json(out / "environment.json", environment(engine))
+
+    # The run, told to whoever listens.
+    started = job.started(dataset, prepared, trainable, start)
+    plan = job.plan(dataset, validation, started, results, partial(results.save, checkpoints), stop)
+    for message in warnings:
+        listeners.handle(Warned(step=start, message=message))
+    last: Event = started
+    for last in loop.train(plan):
+        listeners.handle(last)
+    return last
+
+
+def check(checkpoint: Checkpoint, fingerprint: Mapping[str, object], steps: int) -> list[str]:
+    """What the user should know of going on from `checkpoint`; RecipeError where it is another run's, or past the end.
+
+    A `fingerprint` without "data" leaves the data out of it.
+    """
+    if checkpoint.step > steps:
+        raise RecipeError(
+            f"this run is at step {checkpoint.step} already, and train.steps is {steps}",
+            where=str(checkpoint.folder.parent),
+            todo=f"set train.steps to {checkpoint.step} or more, or start a new run with another --out",
+        )
+    before = {key: value for key, value in checkpoint.state["recipe"].items() if key != "data" or "data" in fingerprint}
+    warnings, refusals = compatible(before, fingerprint)
     if refusals:
         raise RecipeError(
             "this folder holds a run that differs:\n  " + "\n  ".join(refusals),
-            where=str(checkpoints.out),
-            todo="start a new run with another --out, or put the values back",
+            where=str(checkpoint.folder.parent),
+            todo="start a new run with another --out",
         )
-    results.load(found)
-    return found.step, [*skipped, *warnings]
+    return warnings
 
 
 def outline(recipe: Recipe, source: ModelSource, learning: list[Record], holding: list[Record]) -> str:
@@ -143,7 +165,3 @@ def environment(engine: Engine) -> dict[str, Any]:
         "precision": engine.precision,
         "libraries": found,
     }
-
-
-def write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

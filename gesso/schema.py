@@ -120,7 +120,9 @@ class OptimTable(Table):
         (0.9, 0.999), description="decay of the two moments; sgd takes the first as its momentum"
     )
     eps: Positive = Field(1e-8, description="added to the root of the second moment")
-    weight_decay: NonNegative = Field(1e-2, description="decoupled weight decay")
+    weight_decay: NonNegative = Field(
+        1e-2, description="pull of all weights to 0; decoupled in adamw, added to the gradient in adam and sgd"
+    )
     clip: NonNegative = Field(1.0, description="largest norm of the whole gradient; 0 for no clipping")
     ema: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
         0.0, description="decay of the averaged weights, which are then the result; 0 for none"
@@ -154,7 +156,7 @@ class Validate(Table):
 
 
 class Save(Table):
-    every: Natural = Field(0, description="checkpoint every so many steps and at the end; 0 for the end only")
+    every: Natural = Field(500, description="checkpoint every so many steps and at the end; 0 for the end only")
     keep: Count = Field(3, description="checkpoints that remain; the newest are kept")
     on_full: Literal["stop", "wait"] = Field("stop", description="when the disk is full: stop, or wait for room")
 

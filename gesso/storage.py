@@ -235,9 +235,9 @@ def sweep(folder: Path) -> list[str]:
     return said
 
 
-def probe(folder: Path) -> None:
+def probe(folder: Path, what: str = "the run folder") -> None:
     """Make `folder` and see that files can be written, flushed and renamed in it; raise StorageError otherwise."""
-    with guard(folder, what="the run folder"):
+    with guard(folder, what=what):
         folder.mkdir(parents=True, exist_ok=True)
         trial = hidden(folder / "probe")
         moved = hidden(folder / "probe")

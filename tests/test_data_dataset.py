@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -110,23 +111,67 @@ def test_a_picture_that_changes_during_the_run_is_noticed(tmp_path: Path) -> Non
         data.latents([Slot(1, 0)])
 
 
-def test_calls_to_the_encoder_are_small_and_progress_reaches_its_end(tmp_path: Path) -> None:
+def test_calls_to_the_encoder_hold_one_and_progress_reaches_its_end(tmp_path: Path) -> None:
     records, encoder = made(tmp_path / "p", instances=35), Averages()
     told: list[tuple[str, int, int]] = []
     dataset(records, tmp_path / "c", encoder, flip=True).prepare(lambda *said: told.append(said))
-    assert encoder.largest == 16
+    assert encoder.largest == 1
     ends = {what: (done, total) for what, done, total in told}
     assert ends == {"fingerprints": (35, 35), "pictures": (35, 35), "captions": (70, 70)}
-    large = Averages()
-    prepared(records[:3], tmp_path / "c", large, width=1024, height=512)
-    assert large.largest == 2
+    assert {total for what, _, total in told if what == "captions"} == {70}
+    assert [done for what, done, _ in told if what == "captions"] == list(range(1, 71))
+
+
+class Groups(Averages):
+    """Its answers depend on how many it is asked at once, as the last bits of real encoders' answers do."""
+
+    def encode_images(self, pixels: Float32) -> tuple[Float32, Float32]:
+        mean, logvar = super().encode_images(pixels)
+        return mean + np.float32(1e-3) * len(pixels), logvar
+
+    def encode_text(self, captions: Sequence[str]) -> dict[str, Float32]:
+        return {name: value + np.float32(len(captions)) for name, value in super().encode_text(captions).items()}
+
+
+@pytest.mark.parametrize("crop", ["center", "random"])
+def test_the_bits_do_not_depend_on_what_else_was_missing(tmp_path: Path, crop: str) -> None:
+    records = made(tmp_path / "p")
+    whole = dataset(records, tmp_path / "whole", Groups(), crop=crop, flip=True)
+    whole.prepare(quiet)
+    dataset(records[1:2], tmp_path / "parts", Groups(), crop=crop, flip=True).prepare(quiet)  # killed after a picture
+    parts = dataset(records, tmp_path / "parts", Groups(), crop=crop, flip=True)
+    parts.prepare(quiet)
+    encoder = Groups()
+    encoder.cache_latents = encoder.cache_text = False
+    never = dataset(records, tmp_path / "never", encoder, crop=crop, flip=True)
+    assert all(same(batches(whole).step(n), batches(parts).step(n)) for n in range(6))
+    assert all(same(batches(whole).step(n), batches(never).step(n)) for n in range(6))
+    slots = [Slot(row, 0) for row in range(5)]
+    each = [never.latents([slot])[0][0] for slot in slots]
+    assert same(never.latents(slots)[0], np.stack(each))
+    assert same(never.condition(["a", "b"])["hidden"][1:], never.condition(["b"])["hidden"])
+
+
+def test_pictures_that_are_enlarged_are_named_in_one_sentence(tmp_path: Path) -> None:
+    records = made(tmp_path / "p", instances=12)  # of 48 x 40 pixels
+    assert prepared(records, tmp_path / "c", width=48, height=40).notes == ()
+    picture(records[3].path, 3, (64, 32))
+    one = (f"1 of 12 pictures is smaller than 48 × 40 and is enlarged: {records[3].path} (64 × 32)",)
+    assert prepared(records, tmp_path / "c", width=48, height=40).notes == one
+    again = prepared(records, tmp_path / "c", width=48, height=40)
+    assert (again.encoded, again.notes) == (0, one), "what comes from the cache is told of as well"
+    assert prepared(records, tmp_path / "c", width=48, height=40, crop="random").notes == one
+    (note,) = prepared(records, tmp_path / "c", width=64, height=64).notes
+    assert note.startswith("12 of 12 pictures are smaller than 64 × 64 and are enlarged: ")
+    assert note.endswith(" and 2 more")
+    assert note.count("(48 × 40)") == 9
 
 
 def test_an_encoder_that_overflows_is_named_with_the_picture(tmp_path: Path) -> None:
     class Overflows(Averages):
         def encode_images(self, pixels: Float32) -> tuple[Float32, Float32]:
             mean, logvar = super().encode_images(pixels)
-            mean[-1, 0, 0, 0] = np.inf
+            mean[-1, 0, 0, 0] = np.inf if self.pictures == 5 else 0
             return mean, logvar
 
     records = made(tmp_path / "p")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -218,8 +220,33 @@ def test_what_is_not_used_is_noted(tmp_path: Path) -> None:
     assert check.check(read(table(picture(tmp_path / "clean" / "a.png").parent, prompt="p")), []) == []
 
 
-def test_pictures_are_reported_without_stopping(tmp_path: Path) -> None:
-    picture(tmp_path / "small.png")
-    (tmp_path / "torn.jpg").write_bytes(b"")
-    notes = check.pictures(read(table(tmp_path, prompt="p")), width=8, height=16)
-    assert ["8 × 8 pixels are enlarged" in notes[0], "the file is empty" in notes[1], len(notes)] == [True, True, 2]
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="their file systems hold only names that are text")
+@pytest.mark.parametrize("name", [b"caf\xe9.png", b"caf\xe9.txt", b"caf\xe9/a.png"])
+def test_names_that_are_not_text_are_refused_and_shown(tmp_path: Path, name: bytes) -> None:
+    picture(tmp_path / "fine.png")
+    strange = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
+    strange.parent.mkdir(exist_ok=True)
+    strange.write_bytes((tmp_path / "fine.png").read_bytes())
+    with pytest.raises(DataError, match="the name is not UTF-8 text") as caught:
+        read(table(tmp_path, prompt="p"))
+    assert caught.value.where == f"{tmp_path}/{name.decode('utf-8', 'backslashreplace')}"
+    str(caught.value).encode("utf-8")
+    strange.rename(strange.with_name(os.fsdecode(b"not used \xe9.pdf")))
+    if b"/" not in name:
+        assert len(read(table(tmp_path, prompt="p"))) == 1
+    with pytest.raises(DataError, match="the name is not UTF-8 text"):
+        read(
+            DataTable.model_construct(path=os.fsdecode(b"photos \xe9"), prompt="p", encoding="", repeats=1, weight=1.0)
+        )
+
+
+def test_messages_send_the_user_to_the_table_that_was_read(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    with pytest.raises(DataError, match="no caption") as caught:
+        read(table(tmp_path), key="validate")
+    assert "set validate.prompt" in caught.value.todo
+    with pytest.raises(DataError, match="no such folder") as caught:
+        read(table(tmp_path / "none"), key="validate")
+    assert "check validate.path" in caught.value.todo
+    assert read(table(tmp_path, prompt="p"), key="validate")[0].origin == "validate.prompt"
+    assert read(table(tmp_path, prompt="p"))[0].origin == "data.prompt"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from html.parser import HTMLParser
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from made_run import GROUNDS, NASTY, PROMPTS, STEPS, kite, make_run
 from PIL import Image
 
 from gesso.errors import StorageError
-from gesso.events import Sample, Sampled
+from gesso.events import Finished, Sample, Sampled, Started
 from gesso.report import page, reading
 from gesso.report.html import element
 from gesso.report.section import Section, Verdict
@@ -128,13 +129,24 @@ def test_numbers_and_instructions(report: Path) -> None:
     text = parsed(report).text
     for said in ("98,304", "LoRA with prior preservation", "cpu, 2 threads", "optimiser steps", "mean squared error"):
         assert said in text
-    assert 'DiffusionPipeline.from_pretrained(models.resolve("tiny").folder)' in text
+    assert f'DiffusionPipeline.from_pretrained("{files("gesso.demo") / "assets" / "tiny"}")' in text
     assert 'pipe.load_lora_weights("runs/kite")' in text
     assert "gesso generate --model runs/kite --prompt 'a photo of sks kite' --out pictures" in text
     assert "runs/kite/pytorch_lora_weights.safetensors" in text
     assert "fell from 0.213 to 0.12" in text
     assert "Finished 20 steps in 41 s." in text
     assert "kite.toml:9" in text
+
+
+def test_a_finished_run_that_is_started_again_keeps_its_time(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "kite")
+    tracker = Jsonl(folder / "events.jsonl")
+    tracker.handle(Started(step=20, run="kite", steps=20, batch=4, pictures=5, trainable=9, what="LoRA", resumed=True))
+    tracker.handle(Finished(step=20, seconds=0.00054, files=["pytorch_lora_weights.safetensors"]))
+    tracker.close()
+    text = parsed(page.write(folder)).text
+    assert "Finished 20 steps in 6 s." in text, "20 steps of 0.3 s"
+    assert "0.00054" not in text
 
 
 def test_it_is_small_and_the_same_each_time(report: Path, run_folder: Path, tmp_path: Path) -> None:

@@ -42,7 +42,6 @@ BASE = {**resume.flatten(Recipe.model_validate({}).as_toml()), "data": "f1", "pr
         ("data.0.prompt", "a cat", "refused"),
         ("prior.weight", 0.5, "refused"),
         ("precision", "bf16", "refused"),
-        ("base.unet", "h2", "impossible"),
         ("adapter.rank", 4, "impossible"),
         ("adapter.alpha", 4.0, "impossible"),
         ("optim.name", "sgd", "impossible"),
@@ -63,8 +62,30 @@ def test_what_may_change_on_resume(key: str, value: object, decision: str) -> No
         assert json.dumps(BASE[key]) in text if key in BASE else "not set" in text
     if refusals:
         assert "start a new run with --out" in refusals[0]
-        warnings, refusals = compatible(BASE, new, accept=[key.split(".")[0]])
-        assert (len(warnings), len(refusals)) == ((1, 0) if decision == "refused" else (0, 1))
+
+
+def test_another_base_is_named_by_its_part_and_its_name_not_by_hashes() -> None:
+    old = {**BASE, "base.unet": "a" * 64, "model.base": "tiny"}
+    warnings, (refusal,) = compatible(old, {**old, "base.unet": "b" * 64, "model.base": "other"})
+    assert warnings == []
+    assert refusal == (
+        'the base model\'s unet is not the one that this run began with (model.base was "tiny" and is now "other"): '
+        "the checkpoint belongs to other weights; set model.base to the model that it began with, or start a new run "
+        "with --out"
+    )
+    _, (refusal,) = compatible(old, {**old, "base.unet": "b" * 64})
+    assert 'model.base is "tiny" as before, but its files have changed' in refusal
+
+
+@pytest.mark.parametrize("schedule", ["constant", "constant_with_warmup", "linear", "cosine", "polynomial"])
+def test_more_steps_are_another_schedule_unless_it_is_constant(schedule: str) -> None:
+    old = {**BASE, "optim.schedule": schedule}
+    warnings, refusals = compatible(old, {**old, "train.steps": 2000})
+    expected = "train.steps was 1000 and is now 2000: the learning rate follows a schedule of another length from here"
+    assert (warnings, refusals) == ([] if schedule.startswith("constant") else [expected], [])
+    # Where the schedule itself is another one, that alone is worth a word.
+    other = {**old, "optim.schedule": "constant", "train.steps": 2000}
+    assert len(compatible(old, other)[0]) == (schedule != "constant")
 
 
 def test_the_same_recipe_resumes_whether_it_came_from_json_or_not() -> None:
@@ -78,7 +99,7 @@ def test_the_same_recipe_resumes_whether_it_came_from_json_or_not() -> None:
 
 def test_every_recipe_key_has_a_row_and_every_row_is_used() -> None:
     keys = [*BASE, "adapter.alpha", "objective.zero_snr", "train.resolution", "model.base", "data.0.path"]
-    keys += ["data.0.encoding", "data.0.prompt"]
+    keys += ["data.0.encoding", "data.0.prompt", resume.LENGTH]
     assert [key for key in keys if resume.decide(key) not in resume.TABLE] == []
     used = {resume.decide(key).pattern for key in keys}
     assert {rule.pattern for rule in resume.TABLE} - used == set()

@@ -219,12 +219,12 @@ def test_class_pictures_are_drawn_once_and_counted(folder: Path, linear: Path) -
     prior = {"prompt": "a thing", "pictures": 6, "weight": 0.5, "sampling_steps": 2}
     path = recipe(folder, linear, prior=prior, train={"resolution": 32})
     run(path)
-    drawn = hashes(folder / "out/class", "*.png")
+    drawn = hashes(folder / "out/class", "**/*.png")
     assert len(drawn) == 6
-    lost = sorted((folder / "out/class").iterdir())[2]
+    lost = sorted((folder / "out/class").glob("**/*.png"))[2]
     lost.unlink()
     run(path, "--train.steps", "14")
-    assert hashes(folder / "out/class", "*.png") == drawn
+    assert hashes(folder / "out/class", "**/*.png") == drawn
     lock = json.loads((folder / "out/data.lock.json").read_text())
     assert [picture["group"] for picture in lock["pictures"]].count("class") == 6
 

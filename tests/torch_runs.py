@@ -134,8 +134,8 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Seen:
         seen.steps.append(list(micro))
         return step(self, micro, **options)
 
-    def _evaluate(self: Engine, batch: Batch, coefficients: Coefficients) -> Any:
-        found = evaluate(self, batch, coefficients)
+    def _evaluate(self: Engine, batch: Batch, coefficients: Coefficients, *, ema: bool = False) -> Any:
+        found = evaluate(self, batch, coefficients, ema=ema)
         seen.measured.append((batch, coefficients, found))
         return found
 

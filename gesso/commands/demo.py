@@ -24,8 +24,9 @@ examples:
 
 def arguments(parser: Parser) -> None:
     parser.rest = True
-    parser.usage = "gesso demo [NAME] [--full] [--out FOLDER] [--KEY VALUE …]"
+    parser.usage = "gesso demo [NAME] [--full] [--dry-run] [--out FOLDER] [--KEY VALUE …]"
     group = parser.add_argument_group("arguments")
+    group.add_argument("--dry-run", action="store_true", help="check everything, say what would be done")
     group.add_argument("--full", action="store_true", help="captions: train all weights instead of a LoRA")
 
 
@@ -45,4 +46,4 @@ def main(options: argparse.Namespace) -> int:
 
     from gesso.demo import run
 
-    return run.main(name, full=options.full, flags=given)
+    return run.main(name, full=options.full, flags=given, dry_run=options.dry_run)

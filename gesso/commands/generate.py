@@ -44,14 +44,18 @@ def arguments(parser: Parser) -> None:
     group.add_argument("--strength", type=float, action="append", help="of all LoRAs, or of each (default 1)")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, npu")
     group.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"), help="(default auto)")
+    group.add_argument("--dry-run", action="store_true", help="check everything, say what would be drawn and where")
     group.add_argument("--json", action="store_true", help="answer with the list of files as JSON")
 
 
 def main(options: argparse.Namespace) -> int:
-    from gesso.generate import generate
+    from gesso.generate import generate, outline, prepare
 
     request = _request(options)
-    files = generate(request)
+    if options.dry_run and not options.json:
+        print(outline(prepare(request)))
+        return 0
+    files = prepare(request).files if options.dry_run else generate(request)
     if options.json:
         print(json.dumps([file.as_posix() for file in files], ensure_ascii=False))
     else:

@@ -8,7 +8,6 @@ from pathlib import Path
 from gesso.data import images
 from gesso.data.record import Record
 from gesso.data.sources import listed, orphans
-from gesso.errors import DataError
 from gesso.schema import DataTable
 
 Counter = Callable[[Sequence[str]], tuple[list[int], int]]
@@ -28,22 +27,6 @@ def check(
     """
     unused = [note for table in {table.path: table for table in tables}.values() for note in orphans(table)]
     return [*unused, *duplicates(records, fingerprints or {}), *shared(records), *cut(records, counter)]
-
-
-def pictures(records: Sequence[Record], *, width: int, height: int) -> list[str]:
-    """Decode every picture to its last row; notes on broken, enlarged and unusual ones."""
-    notes = []
-    for path in dict.fromkeys(record.path for record in records):
-        try:
-            picture, said = images.decode(images.contents(path), path)
-        except DataError as error:
-            notes.append(f"{path}: {error.what}")
-            continue
-        notes += [f"{path}: {note}" for note in said]
-        if picture.shape[0] < height or picture.shape[1] < width:
-            size = f"{picture.shape[1]} × {picture.shape[0]}"
-            notes.append(f"{path}: {size} pixels are enlarged to cover {width} × {height}")
-    return notes
 
 
 def duplicates(records: Sequence[Record], fingerprints: Mapping[Path, str]) -> list[str]:

@@ -8,16 +8,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from gesso.arrays import Array, Float32, Pixels
-from gesso.data import images
+from gesso.arrays import Array, Float32
 from gesso.data.cache import Store
-from gesso.data.encoded import AT_ONCE, Captions, Encoder, Pictures, at_once
+from gesso.data.encoded import Captions, Encoder, Pictures
 from gesso.data.images import Transform
 from gesso.data.plan import Slot
 from gesso.data.record import Record
@@ -25,7 +24,7 @@ from gesso.errors import DataError
 from gesso.keys import uniforms
 
 NAMED = 10
-"""How many broken pictures a message names before it only counts."""
+"""How many pictures a message names before it only counts."""
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done ("fingerprints", "pictures", "captions"), how many are done, and of how many."""
@@ -43,7 +42,7 @@ class Prepared:
     captions_encoded: int = 0
     captions_reused: int = 0
     notes: tuple[str, ...] = ()
-    """What there is to say of the pictures that were decoded, one sentence each."""
+    """What there is to say of the pictures, one sentence each; all that are enlarged share one."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -149,33 +148,47 @@ class Dataset:
         return Transform(side_width=self.width, side_height=self.height, flip=flip)
 
     def _prepare_pictures(self, paths: Sequence[Path], progress: Progress) -> Prepared:
-        transforms = [self._centered(flip) for flip in ((False, True) if self.flip else (False,))]
-        room = at_once((3, self.height, self.width))
+        flips = (False, True) if self.flip else (False,)
+        transforms = [self._centered(flip) for flip in flips] if self.pictures.keep else []
         seen: set[str] = set()
-        waiting: list[tuple[Path, Transform, Pixels]] = []
+        sizes: dict[Path, tuple[int, int]] = {}
         notes: list[str] = []
         problems: list[DataError] = []
         encoded = 0
         for done, path in enumerate(paths, 1):
-            new = [t for t in transforms if self.pictures.key(path, t) not in seen] if self.pictures.keep else []
-            seen |= {self.pictures.key(path, t) for t in new}
-            missing = [t for t in new if self.pictures.stored(path, t) is None]
-            if missing or not self.pictures.keep:
+            known = {t: self.pictures.stored(path, t) for t in transforms}
+            missing = [t for t, entry in known.items() if entry is None]
+            if missing or not known:
                 try:
                     picture, said = self.pictures.decode(path)
                     notes += [f"{path}: {note}" for note in said]
-                    waiting += [(path, t, images.apply(picture, t)) for t in missing]
+                    sizes[path] = picture.shape[1], picture.shape[0]
+                    # With a broken one the run cannot start: what is left to do is to find the others soon.
+                    for transform in () if problems else missing:
+                        self.pictures.encode(path, transform, picture)
+                        encoded += 1
                 except DataError as error:
                     problems.append(error)
-                    seen -= {self.pictures.key(path, t) for t in new}  # its copies are to be named too
-            if problems:  # the run cannot start: what is left to do is to find the other broken ones soon
-                waiting.clear()
-            elif len(waiting) >= room or done == len(paths):
-                encoded += len(self.pictures.encode(waiting))
-                waiting.clear()
+            elif entry := known[transforms[0]]:
+                sizes[path] = int(entry["size"][0]), int(entry["size"][1])
+            seen |= {self.pictures.key(path, t) for t in transforms}
             progress("pictures", done, len(paths))
         _raise_all(problems, len(paths))
-        return Prepared(encoded=encoded, reused=len(seen) - encoded, notes=tuple(notes))
+        return Prepared(encoded=encoded, reused=len(seen) - encoded, notes=(*notes, *self._enlarged(sizes)))
+
+    def _enlarged(self, sizes: Mapping[Path, tuple[int, int]]) -> list[str]:
+        """One sentence on all the pictures that are narrower or lower than what is trained on."""
+        small = [
+            f"{path} ({width} × {height})"
+            for path, (width, height) in sizes.items()
+            if width < self.width or height < self.height
+        ]
+        if not small:
+            return []
+        named = ", ".join(small[:NAMED]) + (f" and {len(small) - NAMED} more" if len(small) > NAMED else "")
+        verbs = "is smaller than {} and is" if len(small) == 1 else "are smaller than {} and are"
+        verb = verbs.format(f"{self.width} × {self.height}")
+        return [f"{len(small)} of {len(sizes)} pictures {verb} enlarged: {named}"]
 
     def _prepare_captions(self, progress: Progress) -> tuple[int, int]:
         """How many captions were encoded, and how many were in the cache."""
@@ -185,9 +198,9 @@ class Dataset:
         if self.caption_dropout:
             captions.setdefault("")
         missing = [caption for caption in captions if self.texts.stored(caption) is None]
-        for start in range(0, len(missing), AT_ONCE):
-            self.texts.encode(missing[start : start + AT_ONCE])
-            progress("captions", min(start + AT_ONCE, len(missing)), len(missing))
+        for done, caption in enumerate(missing, 1):
+            self.texts.encode(caption)
+            progress("captions", done, len(missing))
         return len(missing), len(captions) - len(missing)
 
 

@@ -2,15 +2,19 @@
 
 `Pictures` and `Captions` work alike: `stored` looks in the cache, `encode` asks the model (and keeps the answer where
 that is wanted), `get` does the one or the other for each.
+
+Each picture and each caption is encoded alone. Frameworks choose other kernels for other batch sizes, and the last bits
+of an answer follow: encoded in groups, an entry would depend on what else was missing from the cache, and a run that
+was killed while it encoded would end in other bytes than one that was not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import numpy as np
 
@@ -20,12 +24,6 @@ from gesso.data.cache import Store, key
 from gesso.data.images import Transform
 from gesso.errors import DataError, NumbersError
 
-AT_ONCE = 16
-"""Pictures or captions encoded in one call, at most."""
-PIXELS_AT_ONCE = AT_ONCE * 256 * 256
-"""Pixels encoded in one call, at most: the widest layers of an autoencoder hold about 2 kB for each."""
-
-T = TypeVar("T")
 Entry = dict[str, Array]
 Wanted = tuple[Path, Transform]
 
@@ -78,35 +76,36 @@ class Pictures:
     def stored(self, path: Path, transform: Transform) -> Entry | None:
         return self.store.get(self.key(path, transform)) if self.keep else None
 
-    def encode(self, jobs: Sequence[tuple[Path, Transform, Pixels]]) -> list[Entry]:
-        """{"mean", "logvar"}, float32 [C, H, W], of each picture given as pixels [3, height, width] of one size."""
-        entries = []
-        for part in _parts(jobs, at_once(jobs[0][2].shape)) if jobs else ():
-            mean, logvar = self.encoder.encode_images(np.stack([pixels for _, _, pixels in part]))
-            for (path, transform, _), one_mean, one_logvar in zip(part, mean, logvar, strict=True):
-                if not (np.isfinite(one_mean).all() and np.isfinite(one_logvar).all()):
-                    raise NumbersError(
-                        "the autoencoder gives numbers that are not finite for this picture",
-                        where=str(path),
-                        todo="some autoencoders overflow in half precision; use an fp32 or repaired one",
-                    )
-                entries.append({"mean": one_mean, "logvar": one_logvar})
-                if self.keep:
-                    self.store.put(self.key(path, transform), entries[-1])
-        return entries
+    def encode(self, path: Path, transform: Transform, picture: Picture) -> Entry:
+        """{"mean", "logvar"}, float32 [C, H, W], of `picture` under `transform`, and the "size" of the whole picture.
+
+        "size" is int64 [2], width and height in pixels.
+        """
+        mean, logvar = self.encoder.encode_images(images.apply(picture, transform)[None])
+        if not (np.isfinite(mean).all() and np.isfinite(logvar).all()):
+            raise NumbersError(
+                "the autoencoder gives numbers that are not finite for this picture",
+                where=str(path),
+                todo="some autoencoders overflow in half precision; use an fp32 or repaired one",
+            )
+        height, width = picture.shape[:2]
+        entry = {"mean": mean[0], "logvar": logvar[0], "size": np.array([width, height], dtype=np.int64)}
+        if self.keep:
+            self.store.put(self.key(path, transform), entry)
+        return entry
 
     def get(self, wanted: Sequence[Wanted]) -> tuple[Float32, Float32]:
         """Mean and log-variance of each, float32 [B, C, H, W]."""
-        entries = {one: self.stored(*one) for one in wanted}
-        absent = [one for one, entry in entries.items() if entry is None]
-        jobs = [(path, transform, images.apply(self.decode(path)[0], transform)) for path, transform in absent]
-        entries |= zip(absent, self.encode(jobs), strict=True)
+        entries: dict[Wanted, Entry] = {}
+        for path, transform in dict.fromkeys(wanted):
+            entry = self.stored(path, transform)
+            entries[path, transform] = entry or self.encode(path, transform, self.decode(path)[0])
         stacked = _stack(entries[one] for one in wanted)
         return stacked["mean"], stacked["logvar"]
 
     def key(self, path: Path, transform: Transform) -> str:
         return key(
-            kind="latents",
+            kind="latents, one a call",  # earlier versions encoded in groups, under the kind "latents"
             picture=self.sha256(path),
             transform=transform.tag(),
             encoder=self.encoder.image_identity,
@@ -125,42 +124,26 @@ class Captions:
     def stored(self, caption: str) -> Entry | None:
         return self.store.get(self.key(caption)) if self.keep else None
 
-    def encode(self, captions: Sequence[str]) -> list[Entry]:
-        """What the denoiser needs of each caption, by name, without a batch axis."""
-        entries = []
-        for part in _parts(captions, AT_ONCE):
-            encoded = self.encoder.encode_text(part)
-            for row, caption in enumerate(part):
-                entry = {name: value[row] for name, value in encoded.items()}
-                if not all(np.isfinite(value).all() for value in entry.values()):
-                    raise NumbersError(f'the text encoder gives numbers that are not finite for "{caption}"')
-                entries.append(entry)
-                if self.keep:
-                    self.store.put(self.key(caption), entry)
-        return entries
+    def encode(self, caption: str) -> Entry:
+        """What the denoiser needs of the caption, by name, without a batch axis."""
+        entry: Entry = {name: value[0] for name, value in self.encoder.encode_text([caption]).items()}
+        if not all(np.isfinite(value).all() for value in entry.values()):
+            raise NumbersError(f'the text encoder gives numbers that are not finite for "{caption}"')
+        if self.keep:
+            self.store.put(self.key(caption), entry)
+        return entry
 
     def get(self, captions: Sequence[str]) -> Entry:
         """What the denoiser is conditioned on, by name, one row a caption; token ids when the text encoder trains."""
         if self.encoder.train_text:
             return dict(self.encoder.tokens(captions))
-        entries = {caption: self.stored(caption) for caption in captions}
-        absent = [caption for caption, entry in entries.items() if entry is None]
-        entries |= zip(absent, self.encode(absent), strict=True)
+        entries = {caption: self.stored(caption) or self.encode(caption) for caption in dict.fromkeys(captions)}
         return _stack(entries[caption] for caption in captions)
 
     def key(self, caption: str) -> str:
-        return key(kind="text", caption=caption, encoder=self.encoder.text_identity, dtype="fp32")
+        return key(kind="text, one a call", caption=caption, encoder=self.encoder.text_identity, dtype="fp32")
 
 
-def at_once(shape: tuple[int, ...]) -> int:
-    """How many pictures of `shape` (3, height, width) are encoded in one call."""
-    return max(1, min(AT_ONCE, PIXELS_AT_ONCE // (shape[1] * shape[2])))
-
-
-def _parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    return (items[start : start + size] for start in range(0, len(items), size))
-
-
-def _stack(entries: Iterable[Entry | None]) -> Entry:
-    rows = [entry for entry in entries if entry is not None]
+def _stack(entries: Iterable[Entry]) -> Entry:
+    rows = list(entries)
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}

@@ -111,9 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("kind", choices=("train", "subject", "captioned", "known"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument(
-        "--count", type=int, default=0, help="pictures (train: 10000, subject: 5, captioned: 6 each, known: 1 each)"
-    )
+    parser.add_argument("--count", type=int, default=0, help="train 10000, subject 5, captioned 6 each, known 1 each")
     parser.add_argument("--name", default="teddy bear", choices=[subject.name for subject in SUBJECTS])
     parser.add_argument("--size", type=int, default=SIZE, help="pixels, for subject and captioned")
     parser.add_argument("--font", default=FONT)

@@ -62,6 +62,8 @@ def main(
             "[]",
             "--optim.lr",
             "6e-4",
+            "--train.steps",
+            "400",
             "--out",
             "runs/demo-captions-full",
             *flags,

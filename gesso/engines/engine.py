@@ -28,6 +28,8 @@ class Metrics:
     loss: float
     grad_norm: float
     skipped: bool = False
+    searching: bool = False
+    """Skipped because fp16's loss scale is still above what the gradients bear; it is being lowered."""
 
 
 class StepResult(Protocol):
@@ -101,6 +103,8 @@ class Engine(Protocol):
     """For people: "cpu, 2 threads", "NVIDIA H100, 80 GB"."""
     precision: str
     """The effective precision: fp32, bf16 or fp16."""
+    arithmetic: str
+    """What the last digits of encoded values depend on, such as "torch cuda tf32": it is part of the cache's keys."""
     lag: int
     """How many steps the loop may run ahead of reading their numbers."""
 
@@ -143,8 +147,8 @@ class Engine(Protocol):
         """One optimiser step over micro-batches that together are the global batch; `key` seeds dropout."""
         ...
 
-    def evaluate(self, batch: Batch, coefficients: Coefficients) -> Float32:
-        """Mean squared error of each row, unweighted, without gradient, float32 [B]."""
+    def evaluate(self, batch: Batch, coefficients: Coefficients, *, ema: bool = False) -> Float32:
+        """Mean squared error of each row, without gradient, unweighted, float32 [B]; `ema`: of the averaged weights."""
         ...
 
     def add_lora(self, path: Path, strength: float = 1.0) -> None:

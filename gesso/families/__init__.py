@@ -18,4 +18,4 @@ def find(pipeline: str) -> Family:
         if pipeline in family.pipelines:
             return family
     known = ", ".join(sorted({known for family in families for known in family.pipelines}))
-    raise RecipeError(f"models of the kind {pipeline} cannot be trained yet", todo=f"use a model whose kind is {known}")
+    raise RecipeError(f"models of the kind {pipeline} are not known yet", todo=f"use a model whose kind is {known}")

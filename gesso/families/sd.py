@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from gesso.errors import RecipeError
+
 name = "sd"
 pipelines = ("StableDiffusionPipeline",)
 denoiser = "unet"
@@ -18,7 +20,16 @@ def scale(vae: Mapping[str, Any]) -> tuple[float, float]:
 
 
 def side(denoiser: Mapping[str, Any], vae: Mapping[str, Any]) -> int:
-    return int(denoiser.get("sample_size") or 64) * int(2 ** (len(vae["block_out_channels"]) - 1))
+    channels, size = vae.get("block_out_channels"), denoiser.get("sample_size") or 64
+    if not isinstance(channels, list) or not channels:
+        raise RecipeError(
+            "the model's configuration lacks block_out_channels",
+            where="vae/config.json",
+            todo="fetch or export the model again, or use another one",
+        )
+    if not isinstance(size, int) or size < 1:
+        raise RecipeError(f"sample_size is {size}, must be a whole number above 0", where="unet/config.json")
+    return size * int(2 ** (len(channels) - 1))
 
 
 def condition(outputs: Mapping[str, Any]) -> dict[str, Any]:

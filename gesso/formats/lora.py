@@ -11,7 +11,7 @@ before diffusers 0.34 ignore the metadata and apply alpha = rank.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -63,9 +63,32 @@ def write(path: Path, arrays: Mapping[str, Array], config: Config) -> None:
     tensors.save(path / FILE if path.is_dir() else path, plain, pack(shapes))
 
 
-def writer(arrays: Mapping[str, Array], config: Config) -> Callable[[Path], None]:
+def writer(arrays: Mapping[str, Array], config: Config) -> tensors.Sized:
     """`write` for a checkpoint, which chooses the path."""
-    return partial(write, arrays=arrays, config=config)
+    size = np.dtype(np.float32).itemsize * sum(array.size for array in arrays.values())
+    return tensors.Sized(partial(write, arrays=arrays, config=config), size)
+
+
+def fit(arrays: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Which matrices do not fit a base whose weights have `shapes`, by `<component>.<module>.weight`; a sentence each.
+
+    For a weight [out, in, …], lora_A is [rank, in, …] and lora_B [out, rank, …].
+    """
+    known = {name.replace(".text_model.", ".", 1): shape for name, shape in shapes.items()}
+    wrong = []
+    for name, array in sorted(arrays.items()):
+        found = _NAME.fullmatch(name)
+        if found is None:
+            raise RecipeError(f'"{name}" is not the name of a LoRA matrix')
+        module = f"{found['component']}.{found['module'].removeprefix('text_model.')}"
+        shape = known.get(f"{module}.weight")
+        if shape is None:
+            wrong.append(f"{name}: the base has no layer {module}")
+        elif found["side"] == "lora_A" and array.shape[1:] != shape[1:]:
+            wrong.append(f"{name} takes {list(array.shape[1:])}, the base's layer {list(shape[1:])}")
+        elif found["side"] == "lora_B" and array.shape[0] != shape[0]:
+            wrong.append(f"{name} gives {array.shape[0]}, the base's layer {shape[0]}")
+    return wrong
 
 
 def read(path: Path) -> tuple[dict[str, Float32], Config]:

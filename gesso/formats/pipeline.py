@@ -118,6 +118,12 @@ def check(base: Path, out: Path) -> None:
         )
 
 
+def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of every weight of the component in `folder`, by its name; {} where there are none that can be read."""
+    files = [path for path in _weights(folder).values() if path.suffix == ".safetensors"]
+    return {name: entry.shape for path in files for name, entry in tensors.header(path).tensors.items()}
+
+
 def digest(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as data:
@@ -170,10 +176,12 @@ def _index(base: Path) -> dict[str, Any]:
 def _json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise StorageError(f"cannot be read: {error}", where=str(path)) from error
+    except OSError as error:
+        raise StorageError(f"cannot be read: {error.strerror or error}", where=str(path)) from error
+    except ValueError as error:
+        raise RecipeError(f"this is not JSON: {error}", where=str(path), todo="fetch the model again") from error
     if not isinstance(value, dict):
-        raise StorageError("holds no JSON object", where=str(path))
+        raise RecipeError("holds no JSON object", where=str(path), todo="fetch the model again")
     return value
 
 

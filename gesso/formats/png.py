@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +16,8 @@ from typing import Any
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from gesso.arrays import Picture
-from gesso.errors import DataError, StorageError
+from gesso.errors import DataError
+from gesso.storage import guard, write_bytes
 
 SAMPLERS: dict[str, str] = {
     "DDIMScheduler": "DDIM",
@@ -64,14 +64,9 @@ def write(path: Path, picture: Picture, data: Mapping[str, Any]) -> None:
     chunks.add_text("gesso", json.dumps(data, ensure_ascii=True, allow_nan=False, sort_keys=True))
     encoded = io.BytesIO()
     Image.fromarray(picture).save(encoded, "PNG", pnginfo=chunks)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with guard(path, what="the picture", needed=encoded.getbuffer().nbytes):
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(encoded.getvalue())
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise StorageError(f"the picture cannot be written: {error.strerror or error}", where=str(path)) from error
+        write_bytes(path, encoded.getvalue())
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -35,7 +35,18 @@ _LARGEST_HEADER = 100_000_000
 
 
 Writer = Callable[[Path], object]
-"""What writes one file at the path that it is given."""
+"""What writes one file at the path that it is given. A `Sized` one also tells its bytes beforehand."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sized:
+    """A writer with the bytes of the tensors that it will write."""
+
+    write: Writer
+    nbytes: int
+
+    def __call__(self, path: Path) -> object:
+        return self.write(path)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,9 +100,15 @@ def save(path: Path, arrays: Mapping[str, Array], metadata: Mapping[str, str] | 
             sink.write(plain.reshape(-1).view(np.uint8).data)
 
 
-def writer(arrays: Mapping[str, Array], metadata: Mapping[str, str] | None = None) -> Writer:
+def writer(arrays: Mapping[str, Array], metadata: Mapping[str, str] | None = None) -> Sized:
     """`save` for a checkpoint, which chooses the path."""
-    return partial(save, arrays=arrays, metadata={"format": "pt"} if metadata is None else metadata)
+    write = partial(save, arrays=arrays, metadata={"format": "pt"} if metadata is None else metadata)
+    return Sized(write, nbytes(arrays))
+
+
+def nbytes(arrays: Mapping[str, Array]) -> int:
+    """Bytes of all arrays together."""
+    return sum(array.nbytes for array in arrays.values())
 
 
 def header(path: Path) -> Header:

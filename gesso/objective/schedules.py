@@ -6,6 +6,7 @@ b = √(1 − alpha-bar). The names and numbers of the beta schedules are those 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -55,13 +56,32 @@ class Schedule:
 
 
 def from_scheduler(config: Mapping[str, Any], *, zero_snr: bool | None = None) -> Schedule:
-    """The schedule that a model was trained with, from its diffusers scheduler configuration."""
+    """The schedule that a model was trained with, from its diffusers scheduler configuration.
+
+    RecipeError for a configuration whose numbers are none.
+    """
     given = config.get("trained_betas") or ()
+    if not isinstance(given, list | tuple):
+        raise _lacks("trained_betas", given)
     return Schedule(
         betas=str(config.get("beta_schedule", "scaled_linear")),
-        beta_start=float(config.get("beta_start", 0.00085)),
-        beta_end=float(config.get("beta_end", 0.012)),
-        timesteps=len(given) or int(config.get("num_train_timesteps", 1000)),
+        beta_start=_number(config.get("beta_start", 0.00085), "beta_start"),
+        beta_end=_number(config.get("beta_end", 0.012), "beta_end"),
+        timesteps=len(given) or int(_number(config.get("num_train_timesteps", 1000), "num_train_timesteps")),
         zero_snr=bool(config.get("rescale_betas_zero_snr", False)) if zero_snr is None else zero_snr,
-        given=tuple(float(beta) for beta in given),
+        given=tuple(_number(beta, "trained_betas") for beta in given),
+    )
+
+
+def _number(value: Any, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise _lacks(name, value)
+    return float(value)
+
+
+def _lacks(name: str, value: Any) -> RecipeError:
+    return RecipeError(
+        f"the model's configuration lacks {name}: it is {json.dumps(value)}, must be a number above 0",
+        where="scheduler/scheduler_config.json",
+        todo="fetch or export the model again, or use another one",
     )

@@ -6,7 +6,6 @@ Paths in a recipe are relative to the current folder, not to the file.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,10 +15,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from gesso import __version__
-from gesso.errors import RecipeError, StorageError
+from gesso.errors import RecipeError
 from gesso.recipe import files, flags, rules
 from gesso.recipe.keys import Given, Key, Problem, allowed, flatten, limits, lookup, nest, show
 from gesso.schema import Recipe
+from gesso.storage import guard, write_bytes
 
 __all__ = ["Loaded", "load", "save"]
 
@@ -186,12 +186,6 @@ def _is_chosen(name: str, value: Any, loaded: Loaded) -> bool:
 
 
 def _write(path: Path, text: str) -> None:
-    hidden = path.with_name(f".{path.name}.new")
-    try:
+    with guard(path.parent, what=path.name, needed=len(text.encode())):
         path.parent.mkdir(parents=True, exist_ok=True)
-        hidden.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(hidden, path)
-    except OSError as error:
-        raise StorageError(
-            f"cannot be written: {error.strerror}", where=str(path), todo="choose another folder with --out"
-        ) from error
+        write_bytes(path, text.encode())

@@ -10,6 +10,8 @@ from gesso.schema import Recipe
 
 GAMMA = ("min_snr", "soft_min_snr", "p2")
 LAYERS = ("default", "file", "flag")
+TOLD = ("cache.latents", "model.train")
+"""Keys whose default, when it is written down, asks for something too."""
 
 
 def broken(recipe: Recipe, given: Mapping[str, Given]) -> list[Problem]:
@@ -28,20 +30,39 @@ def _data(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(
             text='there are no pictures: add [[data]] with path = "photos", or --data.path photos', keys=("data",)
         )
-    out = Path(recipe.out).resolve()
-    for index, table in enumerate(recipe.data):
-        folder = Path(table.path).resolve()
-        if folder == out or folder in out.parents:
-            yield Problem(
-                text=f"out = {recipe.out} lies in the pictures' folder {table.path}, which gesso never writes to; "
-                "choose another folder",
-                keys=("out", f"data.{index}.path"),
-            )
+    yield from _folders(recipe)
     if recipe.validate_.path and recipe.validate_.holdout:
         yield Problem(
             text="validate.path and validate.holdout are both given; held-out pictures are either a folder or a share",
             keys=("validate.holdout", "validate.path"),
         )
+
+
+def _folders(recipe: Recipe) -> Iterator[Problem]:
+    """Where gesso writes must be where the user meant, and never among the user's pictures."""
+    for name, value in (("out", recipe.out), ("cache.path", recipe.cache.path)):
+        if value.startswith("~"):
+            yield Problem(
+                text=f"{name} = {value}: only a shell expands ~, and only outside quotes; write {_home(value)}",
+                keys=(name,),
+            )
+    out = _home(recipe.out).resolve()
+    sources = {f"data.{index}.path": table.path for index, table in enumerate(recipe.data)}
+    for name, path in {**sources, "prior.path": recipe.prior.path, "validate.path": recipe.validate_.path}.items():
+        folder = _home(path).resolve()
+        if path and (folder == out or folder in out.parents):
+            yield Problem(
+                text=f"out = {recipe.out} lies in the pictures' folder {path}, which gesso never writes to; "
+                "choose another folder",
+                keys=("out", name),
+            )
+
+
+def _home(path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # ~somebody who is not known here: a folder of that name
+        return Path(path)
 
 
 def _batch(recipe: Recipe) -> Iterator[Problem]:
@@ -55,6 +76,12 @@ def _batch(recipe: Recipe) -> Iterator[Problem]:
             if below and above
             else f"train.micro_batch is {micro}, but must divide train.batch, which is {batch}; at most {batch}",
             keys=("train.micro_batch", "train.batch"),
+        )
+    elif 0 < micro < batch and recipe.adapter.dropout > 0 and recipe.adapter.kind != "none":
+        yield Problem(
+            text=f"adapter.dropout is {recipe.adapter.dropout:g} and train.micro_batch is {micro}: a dropout mask is "
+            "drawn for each micro-batch, so the run would depend on how a batch is split; leave one of the two out",
+            keys=("adapter.dropout", "train.micro_batch"),
         )
     if recipe.optim.warmup >= recipe.train.steps:
         yield Problem(
@@ -112,7 +139,7 @@ def _idle(recipe: Recipe, given: Mapping[str, Given]) -> Iterator[Problem]:
     for names, active, reason, *switches in _switches(recipe):
         off = max((LAYERS.index(given[switch].origin) for switch in switches if switch in given), default=0)
         for name in names:
-            asked = name in given and given[name].value != keys()[name].default
+            asked = name in given and (name in TOLD or given[name].value != keys()[name].default)
             if asked and not active and off <= LAYERS.index(given[name].origin):
                 text = f"{name} has no effect {reason}"
                 yield Problem(text=text, where=given[name].where, keys=(name, *switches))
@@ -143,10 +170,38 @@ def _switches(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], bool, str, *tup
     yield ("optim.cycles",), optim.schedule == "cosine_with_restarts", reason, "optim.schedule"
     yield ("optim.power",), optim.schedule == "polynomial", reason, "optim.schedule"
     yield ("optim.eps",), optim.name != "sgd", 'with optim.name = "sgd"', "optim.name"
+    sgd = optim.name == "sgd"
+    yield (
+        ("optim.betas",),
+        not sgd or optim.betas[1] == keys()["optim.betas"].default[1],
+        'in its second number with optim.name = "sgd"',
+        "optim.name",
+    )
     reason = "without validate.path or validate.holdout"
     yield ("validate.every", "validate.timesteps"), measured, reason, "validate.path", "validate.holdout"
     yield ("validate.prompt",), bool(held.path), "without validate.path", "validate.path"
-    yield _others("torch", ""), recipe.engine == "torch", f'with engine = "{recipe.engine}"', "engine"
+    yield from _of_parts(recipe)
+
+
+def _of_parts(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], bool, str, *tuple[str, ...]]]:
+    """The same, of the model, the engine and the cache."""
+    kind, train = recipe.adapter.kind, recipe.train
+    yield _others("adapter", "kind"), kind != "none", f'with adapter.kind = "{kind}"', "adapter.kind"
+    # With an adapter, "text_encoder" among the parts is refused by a rule of its own.
+    full = kind == "none" or "text_encoder" in recipe.model.train
+    yield ("model.train",), full, f'with adapter.kind = "{kind}"; "none" trains the model itself', "adapter.kind"
+    torch, reason = recipe.engine == "torch", f'with engine = "{recipe.engine}"'
+    yield _others("torch", ""), torch, reason, "engine"
+    yield ("train.gradient_checkpointing",), torch, reason, "engine"
+    yield ("train.precision",), torch or train.precision in ("auto", "fp32"), reason, "engine"
+    yield ("train.device",), torch or train.device in ("auto", "cpu"), reason, "engine"
+    latents = train.crop == "center" or not recipe.cache.latents
+    yield (
+        ("cache.latents",),
+        latents,
+        f'with train.crop = "{train.crop}", whose crops are never drawn twice',
+        "train.crop",
+    )
 
 
 def _others(table: str, but: str) -> tuple[str, ...]:

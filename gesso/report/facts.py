@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterable
+from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from gesso.report.html import Markup, element, join
@@ -26,12 +28,12 @@ def use(run: Run) -> Markup | None:
     if not run.values and not run.events:
         return None
     place, trigger = run.place, _trigger(run)
-    files = [str(file) for file in run.latest("finished").get("files", ())]
+    result = [str(file) for file in run.latest("finished").get("files", ())]
     shell = f"gesso generate --model {shlex.quote(place)} --prompt {shlex.quote(trigger)} --out pictures"
-    named = join(*_between([element("code", f"{place}/{file}".replace("/./", "/")) for file in files], ", "))
-    if files and not run.adapter:
+    named = join(*_between([element("code", f"{place}/{file}".replace("/./", "/")) for file in result], ", "))
+    if result and not run.adapter:
         which = element("p", "The result is the folder ", _code(place), ", a whole model in diffusers' layout.")
-    elif files:
+    elif result:
         which = element("p", "The result is ", named, ".")
     else:
         which = element("p", "The result will be in ", _code(place), " once the run has finished.")
@@ -99,8 +101,7 @@ def _facts(run: Run) -> Iterable[tuple[str, str | None]]:
     yield "Trainable parameters", _count(started.get("trainable") or None)
     yield "Device", _text(run.environment.get("device"))
     yield "Precision", _text(run.environment.get("precision", values.get("train.precision")))
-    took = run.latest("finished").get("seconds")
-    yield "Time", duration(float(took)) if took is not None else None
+    yield "Time", duration(run.seconds) if run.seconds is not None else None
 
 
 def _method(run: Run) -> str | None:
@@ -127,12 +128,12 @@ def _python(run: Run, place: str, prompt: str) -> str:
         return json.dumps(str(text), ensure_ascii=False)
 
     base = quoted(run.values.get("model.base", "")) if run.adapter else quoted(place)
-    embedded = base == '"tiny"'  # this one comes with gesso, which alone knows its folder
+    if base == '"tiny"':  # this one comes with gesso, and diffusers knows folders only
+        base = quoted(Path(str(files("gesso.demo"))) / "assets" / "tiny")
     lines = [
         "from diffusers import DiffusionPipeline",
-        "from gesso import models" if embedded else None,
         "",
-        f"pipe = DiffusionPipeline.from_pretrained({f'models.resolve({base}).folder' if embedded else base})",
+        f"pipe = DiffusionPipeline.from_pretrained({base})",
         f"pipe.load_lora_weights({quoted(place)})" if run.adapter else None,
         f'pipe({quoted(prompt)}).images[0].save("picture.png")',
     ]

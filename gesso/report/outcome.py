@@ -56,8 +56,8 @@ def state(run: Run) -> str:
     total = int(run.latest("started").get("steps", 0))
     step = max((int(event.get("step") or 0) for event in run.events), default=0)
     if last == "finished":
-        took = run.last.get("seconds")
-        return f"Finished {step:,} steps" + (f" in {duration(float(took))}." if took is not None else ".")
+        took = run.seconds
+        return f"Finished {step:,} steps" + (f" in {duration(took)}." if took is not None else ".")
     if last == "paused":
         reason = run.last.get("reason", "")
         return f"Paused at step {step:,} of {total:,}" + (f": {reason}." if reason else ".")

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
 from gesso.arrays import Picture
-from gesso.errors import StorageError
 from gesso.report import facts, grid
 from gesso.report.curve import Losses, curve
 from gesso.report.html import Markup, element, join
 from gesso.report.outcome import losses, outcome, state
 from gesso.report.reading import Run, read
 from gesso.report.section import Section, Verdict
+from gesso.storage import guard, write_bytes
 
 __all__ = ["Section", "Verdict", "page", "write"]
 
@@ -31,13 +30,8 @@ def write(run_folder: Path, *, extra: Sequence[Section] = (), thumbs: Sequence[P
     """
     path = run_folder / FILE
     whole = page(read(run_folder), extra=extra, thumbs=thumbs)
-    partial = path.with_name(f".{FILE}.{os.getpid()}")
-    try:
-        partial.write_text(whole, encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise StorageError(f"the report cannot be written: {error.strerror or error}", where=str(path)) from error
+    with guard(run_folder, what="the report", needed=len(whole.encode())):
+        write_bytes(path, whole.encode())
     return path
 
 

@@ -73,6 +73,13 @@ class Run:
         return next(reversed(self.of(name)), {})
 
     @property
+    def seconds(self) -> float | None:
+        """How long a finished run took. Started again, it finishes at once: then its steps tell, which all count."""
+        finished = [float(event["seconds"]) for event in self.of("finished") if event.get("seconds") is not None]
+        steps = sum(float(event.get("seconds") or 0.0) for event in self.of("stepped"))
+        return max(*finished, steps) if finished else None
+
+    @property
     def name(self) -> str:
         return self.folder.resolve().name
 

@@ -1,8 +1,14 @@
-"""TensorBoard event files, written with TensorBoard's own writer and no training framework."""
+"""TensorBoard event files, in TensorBoard's own records and with no training framework.
+
+They are written here and now: TensorBoard's own EventFileWriter has a thread for it, which dies of a full disk with a
+traceback that nobody can catch.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
+import socket
 import struct
 import time
 from importlib import import_module
@@ -11,6 +17,7 @@ from typing import Any
 
 from gesso.errors import RecipeError
 from gesso.events import Event, Sample, Sampled, Started, Stepped, Validated
+from gesso.storage import Sink
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +36,7 @@ class Tensorboard:
                 for name in ("event", "summary", "tensor", "types")
             )
             metadata = import_module("tensorboard.plugins.image.metadata")
-            writer = import_module("tensorboard.summary.writer.event_file_writer")
+            records = import_module("tensorboard.summary.writer.record_writer")
         except ImportError as error:
             raise RecipeError(
                 f"TensorBoard cannot be loaded: {error}",
@@ -38,29 +45,38 @@ class Tensorboard:
         self._event, self._summary, self._tensor, self._types = event_pb2, summary_pb2, tensor_pb2, types_pb2
         self._pictures = metadata
         self._run_folder = run_folder
-        self._writer: Any = writer.EventFileWriter(str(folder))
+        self._writer: Any = None
+        self._handle: int | None = None
+        try:
+            self._handle = _open(folder)
+            self._writer = records.RecordWriter(Sink(self._handle))
+            self._add(0, file_version="brain.Event:2")  # what makes it an event file
+        except OSError as error:
+            self._give_up(error)
 
     def handle(self, event: Event) -> None:
         """Write what TensorBoard can show. A disk that refuses ends these files, with a warning, and not the run."""
         if self._writer is None:
             return
         try:
-            self._handle(event)
+            self._tell(event)
         except OSError as error:
-            log.warning("TensorBoard events are no longer written: %s", error)
-            self._writer = None
+            self._give_up(error)
 
     def close(self) -> None:
-        """Write out what is still waiting."""
-        if self._writer is None:
-            return
-        try:
-            self._writer.close()
-        except OSError as error:
-            log.warning("the last TensorBoard events were not written: %s", error)
-        self._writer = None
+        """End the file; what comes after is not written."""
+        handle, self._handle, self._writer = self._handle, None, None
+        if handle is not None:
+            try:
+                os.close(handle)
+            except OSError as error:  # network disks refuse as late as this
+                log.warning("the last TensorBoard events were not written: %s", error)
 
-    def _handle(self, event: Event) -> None:
+    def _give_up(self, error: OSError) -> None:
+        log.warning("TensorBoard events are no longer written, the run goes on: %s", error.strerror or error)
+        self.close()
+
+    def _tell(self, event: Event) -> None:
         match event:
             case Started():
                 start = self._event.SessionLog(status=self._event.SessionLog.START)
@@ -69,15 +85,14 @@ class Tensorboard:
                 self._scalars(event.step, train_loss=event.loss, train_lr=event.lr, train_grad_norm=event.grad_norm)
             case Validated():
                 self._scalars(event.step, validate_loss=event.loss)
-                self._writer.flush()
             case Sampled():
                 self._samples(event)
-                self._writer.flush()
             case _:
-                self._writer.flush()
+                return
 
     def _add(self, step: int, **content: Any) -> None:
-        self._writer.add_event(self._event.Event(step=step, wall_time=time.time(), **content))
+        event = self._event.Event(step=step, wall_time=time.time(), **content)
+        self._writer.write(event.SerializeToString())
 
     def _scalars(self, step: int, **values: float) -> None:
         tags = {name: name.replace("_", "/", 1) for name in values}
@@ -114,3 +129,16 @@ class Tensorboard:
             log.warning("a sample is missing in TensorBoard: %s", error)
             return None
         return data if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) > 24 else None
+
+
+def _open(folder: Path) -> int:
+    """A new event file; TensorBoard goes by the name's beginning and reads the files of a folder in their order."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
+    for number in range(1000):
+        try:
+            path = folder / f"{stem}.{number:03d}"
+            return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+        except FileExistsError:
+            continue
+    raise FileExistsError(f"{stem}.000 to .999 are there already")

@@ -19,14 +19,15 @@ SHOWN = 5
 """How many names a message lists before it only counts."""
 
 
-def read(table: DataTable, *, group: str = "instance") -> list[Record]:
+def read(table: DataTable, *, group: str = "instance", key: str = "data") -> list[Record]:
     """One record a picture, sorted by relative path, the whole list `table.repeats` times over.
 
-    Raises DataError for a folder that is missing or holds no picture, a caption that cannot be read, a broken
+    `key` is the recipe's table that messages send the user to: data, validate or prior. Raises DataError for a folder
+    that is missing or holds no picture, a file name that is not text, a caption that cannot be read, a broken
     `metadata.jsonl`, and pictures without a caption when the recipe gives no prompt.
     """
     check_encoding(table.encoding)
-    folder = scan(table.path)
+    folder = scan(table.path, key)
     if not folder.pictures:
         raise DataError(
             "no picture was found in this folder or below it" + _not_followed(folder),
@@ -35,9 +36,9 @@ def read(table: DataTable, *, group: str = "instance") -> list[Record]:
         )
     found = {**beside.read(folder, table.encoding), **jsonl.read(folder, table.encoding)}
     if table.prompt is not None:
-        prompt = (clean(table.prompt, where="data.prompt"),)
-        found = {**dict.fromkeys(folder.pictures, (prompt, "data.prompt")), **found}
-    _all_captioned(folder, found)
+        prompt = (clean(table.prompt, where=f"{key}.prompt"),)
+        found = {**dict.fromkeys(folder.pictures, (prompt, f"{key}.prompt")), **found}
+    _all_captioned(folder, found, key)
     records = [
         Record(path=path, captions=found[name][0], group=group, weight=table.weight, origin=found[name][1])
         for name, path in folder.pictures.items()
@@ -61,14 +62,14 @@ def listed(names: Sequence[str], shown: int = SHOWN) -> str:
     return ", ".join(names[:shown]) + (f" and {more} more" if more > 0 else "")
 
 
-def _all_captioned(folder: Folder, found: Mapping[str, object]) -> None:
+def _all_captioned(folder: Folder, found: Mapping[str, object], key: str) -> None:
     missing = [name for name in folder.pictures if name not in found]
     if missing:
         raise DataError(
             f"{len(missing)} of {len(folder.pictures)} pictures have no caption: {listed(missing)}",
             where=folder.name,
             todo="write a .txt of the same name beside each (an empty one counts as none), "
-            f"list them in {jsonl.NAME}, or set data.prompt for all of them",
+            f"list them in {jsonl.NAME}, or set {key}.prompt for all of them",
         )
 
 

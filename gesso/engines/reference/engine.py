@@ -52,7 +52,7 @@ class Known:
 class Engine:
     """See gesso/engines/engine.py for what each verb promises."""
 
-    name, device, precision, lag = "reference", "numpy", "fp32", 0
+    name, device, precision, arithmetic, lag = "reference", "numpy", "fp32", "numpy", 0
 
     def load(
         self,
@@ -161,8 +161,11 @@ class Engine:
                 np.float32
             )
 
-    def evaluate(self, batch: Batch, coefficients: Coefficients) -> Float32:
+    def evaluate(self, batch: Batch, coefficients: Coefficients, *, ema: bool = False) -> Float32:
+        live = self.weights
+        self.weights = {**live, **(self.averages if ema else {})}
         error, _ = self._forward(batch, coefficients)
+        self.weights = live
         return np.asarray(np.square(error).mean((1, 2, 3)), dtype=np.float32)
 
     # ---------------------------------------------------------------- sample and state

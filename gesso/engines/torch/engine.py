@@ -45,12 +45,25 @@ def create(options: Options, *, device: str, precision: str, checkpointing: bool
 class Pending:
     """A step whose numbers may still be on their way from the device."""
 
-    loss: torch.Tensor
-    grad_norm: torch.Tensor
+    numbers: torch.Tensor
+    """float32 [4]: loss, gradient norm, 1 if skipped, fp16's loss scale (else 1). Whole once `arrived` has passed."""
+    arrived: torch.cuda.Event | None
+
+    @classmethod
+    def of(cls, numbers: torch.Tensor) -> Pending:
+        """Send the numbers on their way. Reading them later waits for their own step, not for those queued since."""
+        if numbers.device.type != "cuda":
+            return cls(numbers.cpu(), None)
+        host = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True).copy_(numbers, non_blocking=True)
+        arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        arrived.record()
+        return cls(host, arrived)
 
     def read(self) -> Metrics:
-        norm = float(self.grad_norm)
-        return Metrics(loss=float(self.loss), grad_norm=norm, skipped=not np.isfinite(norm))
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        loss, norm, skipped, scale = self.numbers.tolist()
+        return Metrics(loss=loss, grad_norm=norm, skipped=bool(skipped), searching=bool(skipped) and scale > 1.0)
 
 
 class Engine:
@@ -64,6 +77,7 @@ class Engine:
         self.options, self.torch_device, self.precision, self.device = options, device, precision, description
         self.checkpointing = checkpointing
         self.lag = 8 if device.type == "cuda" else 0
+        self.arithmetic = f"torch {device.type}" + (" tf32" if device.type == "cuda" and options.tf32 else "")
         self.trained: dict[str, nn.Parameter] = {}
         self.averages: dict[str, torch.Tensor] = {}
         self.parts: tuple[str, ...] = ()
@@ -161,7 +175,7 @@ class Engine:
         total = torch.zeros((), device=self.torch_device)
         with self._remembering("a training step"):
             for batch, coefficients in micro:
-                share = self._tensor(batch.weight * coefficients.w)
+                share = self._tensor((batch.weight * coefficients.w).astype(np.float32))
                 loss = (self._errors(batch, coefficients) * share).sum()
                 self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
                 total += loss.detach()
@@ -169,7 +183,8 @@ class Engine:
         if self.averages:
             values = [value.detach() for value in self.trained.values()]
             torch._foreach_lerp_(list(self.averages.values()), values, 1.0 - ema_decay)
-        return Pending(total, norm)
+        scale = self.scaler.scale(torch.ones((), device=self.torch_device))
+        return Pending.of(torch.stack([total, norm, (~torch.isfinite(norm)).float(), scale]))
 
     def _update(self, lr: float) -> torch.Tensor:
         """Clip, skip a step whose gradient is not finite, and move the weights. Returns the norm before clipping."""
@@ -177,7 +192,6 @@ class Engine:
             self.scaler.unscale_(self.optimizer)
         gradients = [value.grad for value in self.trained.values() if value.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
-        finite = torch.isfinite(norm)
         if self.optim.clip:
             parameters = list(self.trained.values())
             torch.nn.utils.clip_grads_with_norm_(parameters, self.optim.clip, norm, foreach=True)
@@ -188,7 +202,7 @@ class Engine:
             self.scaler.update()
         else:
             # Fused optimisers leave everything as it was where found_inf is 1, without waiting for the device.
-            self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+            self.optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm
@@ -212,8 +226,8 @@ class Engine:
         return torch.mean(error.flatten(1), dim=1)
 
     @torch.no_grad()
-    def evaluate(self, batch: Batch, coefficients: Coefficients) -> Float32:
-        with self._quiet(), self._remembering("measuring held-out pictures"):
+    def evaluate(self, batch: Batch, coefficients: Coefficients, *, ema: bool = False) -> Float32:
+        with self._quiet(), self._averaged(ema), self._remembering("measuring held-out pictures"):
             return _numpy(self._errors(batch, coefficients))
 
     # ---------------------------------------------------------------- sample
@@ -248,7 +262,10 @@ class Engine:
     # ---------------------------------------------------------------- small things
 
     def _tensor(self, value: Array) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(value)).to(self.torch_device, non_blocking=True)
+        found = torch.from_numpy(np.ascontiguousarray(value))
+        if self.torch_device.type == "cuda":
+            return found.pin_memory().to(self.torch_device, non_blocking=True)
+        return found.to(self.torch_device)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.precision == "fp32":

@@ -16,6 +16,8 @@ import torch
 
 from gesso.errors import RecipeError
 
+LIBRARIES = ("diffusers", "transformers")
+UNUSED = ("safety_checker", "feature_extractor")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -33,6 +35,21 @@ class Models:
         self.folder, self.device, self._changes, self._dtypes = folder, device, dict(scheduler), dict(dtypes)
         self.index: dict[str, Any] = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
         self._loaded: dict[str, Any] = {}
+        for name, value in self.index.items():
+            if isinstance(value, list) and value and value[0] and name not in UNUSED:
+                self._known(name, value)
+
+    def _known(self, name: str, value: list[Any]) -> None:
+        """RecipeError for a class that is none of diffusers' or transformers'; nothing else is imported by name."""
+        library, cls = value if len(value) == 2 else ("", "")
+        # dir() of these libraries lists what they would import when asked.
+        if library not in LIBRARIES or cls not in dir(import_module(library)):
+            raise RecipeError(
+                f"the model's {name} is of the kind {'.'.join(map(str, value))}, which diffusers and transformers "
+                "do not have",
+                where=str(self.folder / "model_index.json"),
+                todo="use another model, or newer libraries; a model of gesso's reference engine is for tests alone",
+            )
 
     def get(self, name: str) -> Any:
         """The component `name`, on the device."""
@@ -45,6 +62,8 @@ class Models:
         return name in self._loaded
 
     def _load(self, name: str, dtype: torch.dtype) -> Any:
+        if not isinstance(self.index.get(name), list):
+            raise RecipeError(f"the model's configuration lacks {name}", where=str(self.folder / "model_index.json"))
         library, cls = self.index[name]
         kind = getattr(import_module(library), cls)
         folder = self.folder / name
@@ -54,7 +73,9 @@ class Models:
                 return kind.from_pretrained(folder)
             extra = {"variant": variant} if variant else {}
             net = kind.from_pretrained(folder, torch_dtype=dtype, local_files_only=True, use_safetensors=True, **extra)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # a broken folder ends in whatever the libraries stumble over first
+            if isinstance(error, MemoryError | torch.OutOfMemoryError) or "not enough memory" in str(error):
+                raise
             raise RecipeError(
                 f"the model's {name} cannot be read: {_first_line(error)}",
                 where=str(folder),
@@ -70,10 +91,14 @@ class Models:
 
     @cached_property
     def scheduler(self) -> Any:
-        library, own = self.index["scheduler"]
-        cls = self._changes.get("_class_name", own)
-        config = json.loads((self.folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
-        return getattr(import_module(library), str(cls)).from_config({**config, **self._changes})
+        path = self.folder / "scheduler" / "scheduler_config.json"
+        try:
+            library, own = self.index["scheduler"]
+            cls = self._changes.get("_class_name", own)
+            config = json.loads(path.read_text(encoding="utf-8"))
+            return getattr(import_module(library), str(cls)).from_config({**config, **self._changes})
+        except Exception as error:  # as above
+            raise RecipeError(f"the model's scheduler cannot be made: {_first_line(error)}", where=str(path)) from error
 
 
 def _first_line(error: Exception) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from gesso.arrays import Picture
 from gesso.engines.engine import SampleRequest
 from gesso.engines.torch import adapters
 from gesso.engines.torch.models import Models
-from gesso.errors import RecipeError
+from gesso.errors import NumbersError, RecipeError
 from gesso.families.family import Family
 from gesso.formats import lora
 
@@ -26,6 +25,7 @@ def pipeline(models: Models, scheduler: str = "") -> Any:
     """The folder's own pipeline class around the loaded networks."""
     import diffusers
 
+    chosen = _scheduler(models, scheduler)  # first: a name that is none should not cost the loading of a model
     kind = getattr(diffusers, models.index["_class_name"])
     own = {"_class_name", "_diffusers_version", "scheduler"}
     parts: dict[str, Any] = {}
@@ -38,7 +38,7 @@ def pipeline(models: Models, scheduler: str = "") -> Any:
             parts[name] = False
     if "safety_checker" in models.index:
         parts["safety_checker"] = None
-    made = kind(**parts, scheduler=_scheduler(models, scheduler))
+    made = kind(**parts, scheduler=chosen)
     made.set_progress_bar_config(disable=True)
     return made
 
@@ -47,11 +47,29 @@ def _scheduler(models: Models, name: str) -> Any:
     own = models.scheduler
     if not name:
         return type(own).from_config(own.config)
-    kind = getattr(import_module("diffusers"), name, None)
-    if kind is None or not hasattr(kind, "from_config"):
-        known = ", ".join(sorted(each.__name__ for each in own.compatibles))
-        raise RecipeError(f'there is no scheduler "{name}"', todo=f"this model takes {known}")
-    return kind.from_config(own.config)
+    kinds = {kind.__name__: kind for kind in (type(own), *own.compatibles)}
+    if name not in kinds:
+        known = ", ".join(sorted(kinds))
+        raise RecipeError(f'this model cannot be drawn with a scheduler "{name}"', todo=f"it takes {known}")
+    try:
+        return kinds[name].from_config(own.config)
+    except (ImportError, ValueError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise RecipeError(f"{name} cannot be used here: {reason}", todo="choose another scheduler") from error
+
+
+def _can_take(scheduler: Any, steps: int) -> None:
+    """RecipeError for a number of steps that a scheduler cannot take."""
+    most = scheduler.config.num_train_timesteps
+    if steps > most:
+        raise RecipeError(f"{steps} denoising steps are asked for, but the model has {most} noise levels")
+    try:
+        scheduler.set_timesteps(steps)
+    except (ArithmeticError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        raise RecipeError(
+            f"{type(scheduler).__name__} cannot draw in {steps} steps: {error}",
+            todo="ask for more steps, or for another scheduler",
+        ) from error
 
 
 @torch.no_grad()
@@ -59,8 +77,11 @@ def draw(models: Models, requests: Sequence[SampleRequest], autocast: Autocast) 
     """A picture for each request, in order.
 
     Each is drawn alone, its noise from its own seed on the CPU: in a batch, rounding would make it depend on its
-    neighbours, and it would no longer be, pixel for pixel, what plain diffusers draws from the same weights.
+    neighbours. In fp32 it is, pixel for pixel, what plain diffusers draws from the same weights; in bf16 and fp16 it is
+    what diffusers draws under autocast, the autoencoder included. NumbersError where a picture is not finite.
     """
+    for name, steps in dict.fromkeys((request.scheduler, request.steps) for request in requests):
+        _can_take(_scheduler(models, name), steps)
     made: dict[str, Any] = {}
     pictures = []
     for request in requests:
@@ -77,20 +98,33 @@ def draw(models: Models, requests: Sequence[SampleRequest], autocast: Autocast) 
                 generator=torch.Generator("cpu").manual_seed(request.seed),
                 output_type="np",
             ).images[0]
-        pictures.append(np.round(np.nan_to_num(image) * 255.0).astype(np.uint8))
+        if not np.isfinite(image).all():
+            raise NumbersError(
+                f'the picture "{request.prompt}" (seed {request.seed}) came out as not-a-number',
+                todo="draw in fp32 (--precision fp32, in training train.precision); if it is fp32 already, "
+                "the weights are broken: use an earlier checkpoint or fetch the model again",
+            )
+        pictures.append(np.round(image * 255.0).astype(np.uint8))
     return pictures
 
 
 def add_lora(models: Models, family: Family, path: Path, *, name: str, strength: float) -> None:
-    """Put a LoRA file into the denoiser beside those already there, scaled by `strength`."""
+    """Put a LoRA file into the denoiser and the text encoders, as it has them, beside those already there.
+
+    Scaled by `strength`. RecipeError where a part of it fits no part of the model; `lora.fit` finds that out before.
+    """
     arrays, config = lora.read(path)
-    prefix = f"{family.denoiser}."
-    own = {key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)}
-    if not own:
-        raise RecipeError(f"the adapter holds nothing for this model's {family.denoiser}", where=str(path))
-    net = models.get(family.denoiser)
-    targets = sorted({key.rsplit(".lora_", 1)[0] for key in own})
-    adapters.load(net, own, rank=config.rank, alpha=config.alpha * strength, targets=targets, name=name)
-    for module in net.modules():
-        if hasattr(module, "set_adapter") and hasattr(module, "lora_A"):
-            module.set_adapter(list(module.lora_A))
+    parts = {key.split(".", 1)[0] for key in arrays}
+    foreign = sorted(parts - {family.denoiser, *(encoder for encoder, _ in family.encoders)})
+    if foreign:
+        raise RecipeError(f"the LoRA is also for {', '.join(foreign)}, which this model does not have", where=str(path))
+    for part in sorted(parts):
+        net = models.get(part)
+        own = {key.split(".", 1)[1]: value for key, value in arrays.items() if key.startswith(f"{part}.")}
+        if not hasattr(net, "text_model"):  # transformers 5 has dropped this level of names, files keep it
+            own = {key.removeprefix("text_model."): value for key, value in own.items()}
+        targets = sorted({key.rsplit(".lora_", 1)[0] for key in own})
+        adapters.load(net, own, rank=config.rank, alpha=config.alpha * strength, targets=targets, name=name)
+        for module in net.modules():
+            if hasattr(module, "set_adapter") and hasattr(module, "lora_A"):
+                module.set_adapter(list(module.lora_A))
