@@ -7,6 +7,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
+INSTALL := pip install --disable-pip-version-check --no-input -qq --constraint constraints.txt
+# A dot every three seconds while a command works, so that nobody wonders whether it does.
+with_dots = (while sleep 3; do printf .; done) & dots=$$!; $(1); ended=$$?; kill $$dots; echo; exit $$ended
+
 .PHONY: demo demo-captions test test-all lint types bench clean
 
 demo: $(READY)
@@ -43,11 +47,8 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "gesso needs Python 3.11 or newer: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@echo "setting up $(VENV), once; this takes a few minutes and about 2 GB"
-	@echo "  1/3 a Python environment"
-	@$(PYTHON) -m venv $(VENV)
-	@echo "  2/3 PyTorch"
-	@$(BIN)/pip install --disable-pip-version-check --no-input -q --constraint constraints.txt torch
-	@echo "  3/3 diffusers, transformers, peft and the rest"
-	@$(BIN)/pip install --disable-pip-version-check --no-input -q --constraint constraints.txt --editable ".[dev]"
+	@printf "  1/3 a Python environment "; $(call with_dots,$(PYTHON) -m venv $(VENV))
+	@printf "  2/3 PyTorch "; $(call with_dots,$(BIN)/$(INSTALL) torch)
+	@printf "  3/3 diffusers, transformers, peft and the rest "; $(call with_dots,$(BIN)/$(INSTALL) --editable ".[dev]")
 	@touch $@
 	@echo "ready"

@@ -104,6 +104,8 @@ def carry_out(
     plan = job.plan(dataset, validation, started, results, partial(results.save, checkpoints), stop)
     for message in warnings:
         listeners.handle(Warned(step=start, message=message))
+    if start == recipe.train.steps:
+        listeners.say(f"complete at step {start} already; a larger train.steps extends it, another --out begins anew")
     last: Event = started
     for last in loop.train(plan):
         listeners.handle(last)

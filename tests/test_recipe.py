@@ -360,3 +360,15 @@ def test_the_page_about_the_recipe_is_current() -> None:
         "python -m gesso.recipe > docs/recipe.md"
     )
     assert all(key.description and f"`{key.name.rpartition('.')[2]}`" in page() for key in keys().values())
+
+
+def test_a_run_goes_on_by_its_folder_with_what_its_flags_switched_off(tmp_path: Path) -> None:
+    file = tmp_path / "a.toml"
+    file.write_text('out = "r"\n[adapter]\nrank = 4\n[[data]]\npath = "photos"\n[sample]\nprompts = ["a"]\nevery = 5\n')
+    first = load(file, ["--sample.prompts", "[]", "--adapter.kind", "none", "--out", str(tmp_path / "run")])
+    (tmp_path / "run").mkdir()
+    save(first, tmp_path / "run")
+    again = load(tmp_path / "run")
+    assert again.recipe == first.recipe
+    save(again, tmp_path / "run")
+    assert load(tmp_path / "run").recipe == first.recipe

@@ -17,7 +17,7 @@ from gesso.demo.run import assets
 from gesso.report.contact import sheet
 from gesso.trackers.jsonl import current, read
 
-SIDE = 128
+SIDE = 192
 """Width and height of each picture, in pixels."""
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,9 +85,22 @@ def _file(path: Path | None) -> list[tuple[dict[str, Given], list[Problem]]]:
             todo=f"`gesso new {path}` writes a recipe if it holds your pictures",
         )
     given, problems = files.read(_toml(path))
-    if path.is_dir():  # a run that was moved goes on where it is now
+    if path.is_dir():
+        # What a flag switched off when the run began is still switched off by a flag.
+        flags_then = _flags_of(path)
+        given = {n: replace(g, origin="flag") if n in flags_then else g for n, g in given.items()}
+        # A run that was moved goes on where it is now.
         given["out"] = Given(value=path.as_posix(), origin="file", where=str(path))
     return [(given, problems)]
+
+
+def _flags_of(run: Path) -> set[str]:
+    """The keys that a flag decided when the run was started, from its effective.json; none where that is lost."""
+    try:
+        effective = json.loads((run / "effective.json").read_text(encoding="utf-8"))
+        return {name for name, each in effective.items() if each["origin"] == "flag"}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return set()
 
 
 def _gaps(given: dict[str, Given]) -> list[Problem]:
