@@ -53,6 +53,12 @@ LR, TINY_LR = 1e-4, 2e-3
 """Usual learning rates of a LoRA on Stable Diffusion; the embedded base is small and wants a higher one."""
 
 
+ONE_THREAD = """
+[torch]
+threads = 1  # on so small a model a second thread costs more than it gives, unless the computer is idle
+"""
+
+
 def write(wish: Wish, out: Path, *, force: bool = False) -> str:
     """Write the recipe for `wish` to `out` and return what to tell the user.
 
@@ -130,7 +136,7 @@ def recipe(wish: Wish, kind: str, records: list[Record], run: str) -> str:
     prior = f"""
 [prior]  # pictures of the class, drawn by the base, keep it from turning every {wish.class_} into yours
 prompt = {toml(f"a photo of a {wish.class_}")}
-pictures = {min(max(20 * pictures, 50), 200)}
+pictures = {32 if tiny else min(max(20 * pictures, 50), 200)}
 """
     return f"""\
 # Written by `gesso new` for {pictures} picture{"s" if pictures > 1 else ""}, kind {kind}. Use it: gesso train FILE
@@ -153,7 +159,7 @@ path = {toml(wish.photos)}
 [train]
 steps = {steps}  # each picture is seen about {round(steps * pace.batch / pictures)} times
 batch = {pace.batch}  # pictures a step; short of memory: micro_batch = 1
-# resolution = 512  # the model's own when left out
+# resolution = {64 if tiny else 512}  # the model's own when left out
 
 [optim]
 lr = {toml(TINY_LR if tiny else LR)}
@@ -167,7 +173,7 @@ every = {every}
 [save]
 every = {every}
 keep = 3
-""".replace("\n\n\n", "\n\n")
+{ONE_THREAD if tiny else ""}""".replace("\n\n\n", "\n\n")
 
 
 def _prompt_line(one: str, alone: bool) -> str:
