@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from gesso.events import Event, Tracker
 from gesso.schema import Track
 from gesso.stop import Stop
+from gesso.storage import guard
 from gesso.trackers.console import Console
 from gesso.trackers.jsonl import Jsonl
 
 
 class Listeners:
-    """events.jsonl always; the console and TensorBoard as the recipe says.
+    """events.jsonl and run.log always; the console and TensorBoard as the recipe says.
 
     With `stop`, the work before the first step ends where it next tells of its progress after a stop was asked for.
     """
 
     def __init__(self, out: Path, track: Track, stop: Stop | None = None) -> None:
         self.stop = stop
-        self.console = Console(track.console)
-        self.trackers: list[Tracker] = [Jsonl(out / "events.jsonl"), self.console]
+        with guard(out, what="run.log"):
+            self._file = (out / "run.log").open("a", encoding="utf-8", buffering=1)
+        self.consoles = [Console(track.console), Console("lines", stream=self._file)]
+        self.trackers: list[Tracker] = [Jsonl(out / "events.jsonl"), *self.consoles]
         if track.tensorboard:
             from gesso.trackers.tensorboard import Tensorboard
 
@@ -32,6 +36,8 @@ class Listeners:
     def __exit__(self, *_: object) -> None:
         for tracker in self.trackers:
             tracker.close()
+        with suppress(OSError):  # a full disk cannot take the last line; the run has said so elsewhere
+            self._file.close()
 
     def handle(self, event: Event) -> None:
         for tracker in self.trackers:
@@ -39,10 +45,12 @@ class Listeners:
 
     def progress(self, what: str, done: int, total: int) -> None:
         """Work that comes before the first step. Raises KeyboardInterrupt where a stop was asked for."""
-        self.console.progress(what, done, total)
+        for console in self.consoles:
+            console.progress(what, done, total)
         if self.stop is not None:
             self.stop.check()
 
     def say(self, text: str) -> None:
         """A last word to the person, under the console's own lines."""
-        self.console.say(text)
+        for console in self.consoles:
+            console.say(text)

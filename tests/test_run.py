@@ -39,7 +39,15 @@ def test_a_run_leaves_what_it_promises(folder: Path, linear: Path) -> None:
     )
     assert run(path) == Exit.DONE
     out = folder / "out"
-    for name in ("recipe.toml", "effective.json", "environment.json", "data.lock.json", "report.html", "README.md"):
+    for name in (
+        "recipe.toml",
+        "effective.json",
+        "environment.json",
+        "data.lock.json",
+        "report.html",
+        "README.md",
+        "run.log",
+    ):
         assert (out / name).stat().st_size > 0, name
     assert (out / "pytorch_lora_weights.safetensors").is_file()
     assert sorted(p.name for p in out.glob("checkpoint-*")) == ["checkpoint-12", "checkpoint-4", "checkpoint-8"]

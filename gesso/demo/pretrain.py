@@ -142,7 +142,10 @@ def ship(run_folder: Path, to: Path) -> None:
         for file in sorted((run_folder / part).iterdir()):
             (to / part).mkdir(parents=True, exist_ok=True)
             if file.suffix != ".safetensors":
-                shutil.copyfile(file, to / part / file.name)
+                # diffusers notes where a part was read from, which is nobody's business.
+                config = json.loads(file.read_text(encoding="utf-8"))
+                config.pop("_name_or_path", None)
+                (to / part / file.name).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
                 continue
             arrays = {
                 name: value.astype(np.float16) if value.dtype == np.float32 else value
