@@ -86,6 +86,7 @@ class Gesso:
             objective=self.job.objective,
             scale=self.scale,
         )
+        folder.mkdir(parents=True, exist_ok=True)
         self.listeners = Listeners(folder, self.recipe.track)
 
     def plan(self, steps: int) -> loop.Plan:
