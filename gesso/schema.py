@@ -35,20 +35,52 @@ class Table(BaseModel):
 class Model(Table):
     base: str = Field("tiny", min_length=1, description="what to start from: a name, a Hub id, a folder or a file")
     revision: str = Field("", description="revision of a Hub id; empty for its main branch")
-    train: tuple[Literal["unet", "text_encoder"], ...] = Field(
-        ("unet",), min_length=1, description="which parts learn when there is no adapter"
+    vae: str = Field(
+        "", description="another autoencoder: a folder, a Hub id, or a model that has one; its own if empty"
+    )
+    train: tuple[Literal["unet", "text_encoder", "text_encoder_2"], ...] = Field(
+        ("unet",), min_length=1, description="which parts learn: by their adapter, or wholly where there is none"
     )
 
 
 class AdapterTable(Table):
-    kind: Literal["lora", "none"] = Field("lora", description='"lora", or "none" for full fine-tuning')
-    rank: Count = Field(16, description="rank of the adapter's matrices")
+    kind: Literal["lora", "dora", "loha", "lokr", "oft", "ti", "none"] = Field(
+        "lora", description='"ti" trains the words of [[tokens]] alone, "none" is full fine-tuning'
+    )
+    rank: Count = Field(16, description="rank of the adapter's matrices; for oft the number of blocks")
     alpha: Positive | None = Field(None, description="scale times rank; the rank itself when left out")
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.0, description="dropout in front of the adapter")
     targets: tuple[str, ...] = Field(
         (),
-        description="module names that get an adapter, as endings or regular expressions; the family's when left out",
+        description="layers of the denoiser that get an adapter, as endings or regular expressions; the family's if none",
     )
+    text_targets: tuple[str, ...] = Field((), description="the same for the text encoders in model.train")
+    factor: Annotated[int, Field(ge=-1)] = Field(-1, description="size of lokr's smaller factor; -1 for the most even")
+    pivot: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.0,
+        description="share of the steps in which the words of [[tokens]] learn before the adapter does; 0: together",
+    )
+
+
+class RuleTable(Table):
+    """[[rules]]: each says something else of some layers; of two rules for one layer the later counts."""
+
+    match: str = Field(
+        min_length=1,
+        description='layers by ending or regular expression, with or without their part: "unet.mid_block.*"',
+    )
+    rank: Count | None = Field(None, description="rank of these layers")
+    alpha: Positive | None = Field(None, description="alpha of these layers; their rank when only that is given")
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | None = Field(None, description="dropout of these layers")
+    skip: bool = Field(False, description="no adapter on these layers")
+
+
+class TokenTable(Table):
+    """[[tokens]]: each is a new word, to be learned (textual inversion)."""
+
+    name: str = Field(min_length=1, description='the new word as captions have it, such as "<dog>"')
+    init: str = Field("", description="the known words that it begins as; random when empty")
+    vectors: Count = Field(1, description="how many vectors of the text encoder the word stands for")
 
 
 class DataTable(Table):
@@ -61,6 +93,14 @@ class DataTable(Table):
 
 class Prior(Table):
     prompt: str = Field("", description='the class in words, such as "a photo of a dog"; empty for no preservation')
+    kind: Literal["pictures", "teacher"] = Field(
+        "pictures",
+        description='"pictures" learns class pictures beside yours; "teacher" needs none: the model is held to what it '
+        "answered before training",
+    )
+    captions: str = Field(
+        "", description="for teacher: a text file of other captions to keep, one a line, beside the class prompt"
+    )
     path: str = Field("", description="your own class pictures; drawn with the base model when left out or too few")
     pictures: Count = Field(100, description="how many class pictures there are to be")
     weight: NonNegative = Field(1.0, description="the class half of the loss, as a multiple of the instance half")
@@ -76,24 +116,52 @@ class ObjectiveTable(Table):
         "uniform", description="how much each noise level counts"
     )
     gamma: NonNegative = Field(0.0, description="the weighting's constant; 0 for the usual one (5 for min_snr)")
+    loss: Literal["l2", "huber", "smooth_l1"] = Field("l2", description="how an error counts")
+    huber_c: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        0.1, description="error from which huber and smooth_l1 turn from square to linear"
+    )
+    huber_schedule: Literal["constant", "exponential", "snr"] = Field(
+        "snr", description="how huber_c changes with the noise: 1 at no noise, huber_c at the most, or the same always"
+    )
+    edm_style: bool = Field(
+        False,
+        description="noise as x0 + sigma*eps, error of x0 over sigma squared; with epsilon it equals the usual loss",
+    )
+    dream: bool = Field(False, description="DREAM: a first answer without gradient corrects the noise (epsilon only)")
+    dream_detail: NonNegative = Field(1.0, description="power p of DREAM's strength (1 - alpha_bar)^(p/2)")
     zero_snr: bool | None = Field(
         None, description="rescale the schedule to zero terminal SNR; the model's own if unset"
     )
-    times: Literal["uniform", "earlier", "later", "range"] = Field(
-        "uniform", description="which timesteps are favoured"
+    times: Literal["uniform", "earlier", "later", "range", "only", "logit_normal", "mode"] = Field(
+        "uniform", description="which timesteps are favoured; only draws no others than times_begin to times_end"
     )
     times_multiplier: Positive = Field(1.0, description="how many times as often favoured timesteps are drawn")
     times_portion: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         0.25, description="share of timesteps favoured by earlier and later"
     )
-    times_begin: Natural = Field(0, description="first timestep favoured by range")
-    times_end: Count = Field(1000, description="first timestep no longer favoured by range")
+    times_begin: Natural = Field(0, description="first timestep of range and only")
+    times_end: Count = Field(1000, description="first timestep no longer in range and only")
+    times_mean: float = Field(0.0, description="mean of logit_normal")
+    times_std: Positive = Field(1.0, description="standard deviation of logit_normal")
+    times_scale: float = Field(1.29, ge=-1.0, le=1.75, description="scale of mode")
     noise_offset: NonNegative = Field(0.0, description="strength of the shift of whole channels; 0.05 to 0.1 is usual")
-    input_perturbation: NonNegative = Field(0.0, description="disturbance of the mixed-in noise; 0.1 in the paper")
+    noise_offset_random: bool = Field(False, description="draw the offset's strength for each picture, from 0 to it")
+    pyramid_noise: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.0,
+        description="share by which each coarser layer of pyramid noise counts less; 0 for none, 0.3 to 0.8 is usual",
+    )
+    pyramid_levels: Annotated[int, Field(ge=2, le=10)] = Field(6, description="layers of pyramid noise")
+    input_perturbation: NonNegative = Field(
+        0.0, description="disturbance of the mixed-in noise (others: IP noise gamma); 0.1 in the paper"
+    )
+    input_perturbation_random: bool = Field(
+        False, description="draw the disturbance's strength for each picture, from 0 to it"
+    )
 
 
 class Train(Table):
     steps: Count = Field(1000, description="optimiser steps")
+    epochs: Positive | None = Field(None, description="instead of steps: how often each picture is seen")
     batch: Count = Field(4, description="pictures in a step, over all devices")
     micro_batch: Natural = Field(0, description="pictures on a device at once; 0 for the whole batch")
     resolution: Side | None = Field(
@@ -108,8 +176,15 @@ class Train(Table):
 
 
 class OptimTable(Table):
-    name: Literal["adamw", "adam", "sgd"] = Field("adamw", description="the optimiser")
-    lr: Positive = Field(1e-4, description="learning rate")
+    name: Literal[
+        "adamw", "adam", "sgd", "adamw_8bit", "adafactor", "lion", "prodigy", "adamw_schedule_free", "muon"
+    ] = Field("adamw", description="the optimiser")
+    lr: Positive = Field(1e-4, description="learning rate; 1 for prodigy, which finds its own")
+    text_encoder_lr: NonNegative | None = Field(None, description="learning rate of text_encoder; lr when left out")
+    text_encoder_2_lr: NonNegative | None = Field(
+        None, description="learning rate of text_encoder_2; that of text_encoder when left out"
+    )
+    token_lr: Positive | None = Field(None, description="learning rate of the words of [[tokens]]; lr when left out")
     schedule: Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"] = (
         Field("constant", description="how the learning rate changes; warmup applies to every one of them")
     )
@@ -123,17 +198,27 @@ class OptimTable(Table):
     weight_decay: NonNegative = Field(
         1e-2, description="pull of all weights to 0; decoupled in adamw, added to the gradient in adam and sgd"
     )
+    text_encoder_weight_decay: NonNegative | None = Field(
+        None, description="the same for the text encoders; weight_decay when left out"
+    )
+    beta3: Share | None = Field(None, description="prodigy's decay of its step size; the root of betas[1] if left out")
+    decouple: bool = Field(True, description="prodigy: weight decay as in AdamW")
+    bias_correction: bool = Field(True, description="prodigy: Adam's bias correction")
+    safeguard_warmup: bool = Field(True, description="prodigy: no growth of its estimate during warm-up")
     clip: NonNegative = Field(1.0, description="largest norm of the whole gradient; 0 for no clipping")
     ema: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
         0.0, description="decay of the averaged weights, which are then the result; 0 for none"
     )
+    ema_offload: bool = Field(False, description="keep the averaged weights in the computer's memory, not the device's")
 
 
 class SampleTable(Table):
     prompts: tuple[str, ...] = Field((), description="what to draw during the run")
+    prompts_file: str = Field("", description="a text file with more prompts, one a line")
     every: Natural = Field(
         0, description="draw at step 0, every so many steps and at the end; 0 for start and end only"
     )
+    every_epochs: NonNegative = Field(0.0, description="the same in epochs of your pictures, instead of every")
     seeds: tuple[int, ...] = Field((0,), min_length=1, description="each prompt is drawn once with each seed")
     steps: Count = Field(25, description="denoising steps")
     guidance: NonNegative = Field(7.5, description="guidance scale")
@@ -152,11 +237,13 @@ class Validate(Table):
     every: Natural = Field(
         0, description="measure at step 0, every so many steps and at the end; 0 for start and end only"
     )
+    every_epochs: NonNegative = Field(0.0, description="the same in epochs of your pictures, instead of every")
     timesteps: Count = Field(8, description="noise levels measured for each picture, evenly spaced")
 
 
 class Save(Table):
     every: Natural = Field(500, description="checkpoint every so many steps and at the end; 0 for the end only")
+    every_epochs: NonNegative = Field(0.0, description="the same in epochs of your pictures, instead of every")
     keep: Count = Field(3, description="checkpoints that remain; the newest are kept")
     on_full: Literal["stop", "wait"] = Field("stop", description="when the disk is full: stop, or wait for room")
 
@@ -188,6 +275,8 @@ class Recipe(Table):
     model: Model = Model()
     adapter: AdapterTable = AdapterTable()
     data: tuple[DataTable, ...] = Field((), description="where the pictures are")
+    rules: tuple[RuleTable, ...] = Field((), description="what is different for some layers of the adapter")
+    tokens: tuple[TokenTable, ...] = Field((), description="new words to learn")
     prior: Prior = Prior()
     objective: ObjectiveTable = ObjectiveTable()
     train: Train = Train()

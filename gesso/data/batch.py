@@ -18,6 +18,7 @@ class Batch:
     weight: float32 [B], each row's share of the step's loss: 1/B in a plain batch, times the row's own weight.
         The loss of a step is sum over rows of weight · w · mean squared error, however the rows are split.
     mask: float32 [B, 1, H, W] or None.
+    teacher: float32 [B] or None; 1 where the target is what the base model answers as it was before training.
     ids: int64 [B], row numbers in the data, for messages.
     """
 
@@ -28,6 +29,7 @@ class Batch:
     weight: Float32
     ids: Int64
     mask: Float32 | None = None
+    teacher: Float32 | None = None
 
     def __len__(self) -> int:
         return len(self.x0)
@@ -43,4 +45,5 @@ class Batch:
             weight=self.weight[at],
             ids=self.ids[at],
             mask=None if self.mask is None else self.mask[at],
+            teacher=None if self.teacher is None else self.teacher[at],
         )

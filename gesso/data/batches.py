@@ -60,7 +60,7 @@ class Batches:
         )
         timesteps = self.objective.draw(self.plan.seed, places)
         weighted, plain = self.objective.at(timesteps[:instances]), self.objective.plain(timesteps[instances:])
-        return batch, _joined(weighted, plain)
+        return batch, weighted.joined(plain)
 
     def prefetch(self, start: int, stop: int) -> Generator[Step]:
         """`step(start)` … `step(stop − 1)`, two of them computed ahead in a thread of its own.
@@ -114,8 +114,3 @@ def held_out(
 
 def _scaled(latents: Float32, scale: float, shift: float) -> Latents:
     return (latents - np.float32(shift)) * np.float32(scale)
-
-
-def _joined(first: Coefficients, second: Coefficients) -> Coefficients:
-    names = ("a", "b", "c_in", "c_noise", "p", "q", "w")
-    return Coefficients(**{name: np.concatenate([getattr(first, name), getattr(second, name)]) for name in names})

@@ -41,32 +41,70 @@ class StepResult(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Adapter:
-    """An adapter to train instead of the weights themselves.
+class Rule:
+    """Something else for some layers of an adapter; None leaves a value as it is. `skip` takes the layers out."""
 
-    targets are suffixes or regular expressions of module names of the denoiser; each must match at least one module.
+    match: str
+    """An ending or regular expression of a layer's name, with or without its part ("unet.mid_block.*")."""
+    rank: int | None = None
+    alpha: float | None = None
+    """The rank of this rule when only that is given."""
+    dropout: float | None = None
+    skip: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adapter:
+    """Adapters to train instead of the weights themselves, on each of the parts that `targets` names.
+
+    `targets` are, for each part, endings or regular expressions of the names of its layers; each must match a layer.
+    `rules` come in order, each must match a layer that has an adapter, and of two for one layer the later counts.
     `init` seeds the adapter's own starting values.
     """
 
     kind: str = "lora"
+    """lora, dora, loha, lokr or oft."""
     rank: int = 16
     alpha: float = 16.0
     dropout: float = 0.0
-    targets: tuple[str, ...] = ()
+    targets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    rules: tuple[Rule, ...] = ()
+    factor: int = -1
     init: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Token:
+    """A new word of the text encoders, `vectors` long, that begins as the mean of the words in `init`.
+
+    Where those are as many tokens as it has vectors, each vector begins as one of them; without any, as noise of the
+    size of the others, from `seed`.
+    """
+
+    name: str
+    init: str = ""
+    vectors: int = 1
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Optim:
-    """The optimiser by name with its constants; the learning rate comes with every step."""
+    """The optimiser by name with its constants; the learning rates come with every step."""
 
     name: str = "adamw"
     betas: tuple[float, float] = (0.9, 0.999)
+    beta3: float | None = None
     eps: float = 1e-8
     weight_decay: float = 1e-2
+    text_weight_decay: float = 1e-2
+    """Of the text encoders; the words of textual inversion have none."""
+    decouple: bool = True
+    bias_correction: bool = True
+    safeguard_warmup: bool = True
     clip: float = 1.0
     """Largest global gradient norm; 0 switches clipping off."""
     ema: bool = False
+    ema_offload: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,8 +161,11 @@ class Engine(Protocol):
         """
         ...
 
-    def attach(self, adapter: Adapter | None, optim: Optim) -> Trainable:
-        """Add the adapter, or unfreeze the parts when there is none, and make the optimiser. Trainables are float32."""
+    def attach(self, adapter: Adapter | None, optim: Optim, tokens: Sequence[Token] = ()) -> Trainable:
+        """Add the adapters, or unfreeze the parts given to `load`, add the new words, and make the optimiser.
+
+        The words alone learn when there is neither an adapter nor a part. All that is trained is float32.
+        """
         ...
 
     def encode_images(self, pixels: Pixels) -> tuple[Float32, Float32]:
@@ -143,8 +184,14 @@ class Engine(Protocol):
         """How many tokens each caption has before any cut, and how many the encoder can take."""
         ...
 
-    def step(self, micro: Sequence[tuple[Batch, Coefficients]], *, lr: float, ema_decay: float, key: int) -> StepResult:
-        """One optimiser step over micro-batches that together are the global batch; `key` seeds dropout."""
+    def step(
+        self, micro: Sequence[tuple[Batch, Coefficients]], *, lr: Mapping[str, float], ema_decay: float, key: int
+    ) -> StepResult:
+        """One optimiser step over micro-batches that together are the global batch; `key` seeds dropout.
+
+        `lr` is the learning rate of each group: the parts that are trained, and "tokens". A group whose rate is 0
+        rests: neither its weights nor the optimiser's state of them change.
+        """
         ...
 
     def evaluate(self, batch: Batch, coefficients: Coefficients, *, ema: bool = False) -> Float32:

@@ -14,12 +14,15 @@ An error d in y is an error (b/det)·d in x0, (a/det)·d in eps. Hence a weighti
 every prediction: w_target = w_space · (det_space/det)², where det_space is b for x0, −a for eps. So Min-SNR, stated
 as min(snr, gamma) in x0 space, is right for epsilon, v and sample alike (Hang et al. 2023, arXiv:2303.09556).
 
+Two numbers more are there where they are asked for: `huber` makes the error of (4) robust, `dream` corrects its noise by
+what the network would have answered.
+
 All of it is float64: in bfloat16 the first two timesteps of Stable Diffusion would receive no noise at all.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import numpy as np
@@ -32,7 +35,7 @@ Space = Literal["x0", "eps", "target"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Coefficients:
-    """The seven numbers of B pictures, float64 [B] each."""
+    """The seven numbers of B pictures, float64 [B] each, and two that may be left out."""
 
     a: Float64
     b: Float64
@@ -41,6 +44,10 @@ class Coefficients:
     p: Float64
     q: Float64
     w: Float64
+    huber: Float64 | None = None
+    """c of the pseudo-Huber error 2c(√(d² + c²) − c) in place of d² (Khrapov et al. 2024, arXiv:2403.16728); inf: d²."""
+    dream: Float64 | None = None
+    """λ of DREAM (Zhou et al. 2023, arXiv:2312.00210): eps becomes eps + λ(eps − what a first answer takes it for)."""
 
     def __len__(self) -> int:
         return len(self.a)
@@ -57,7 +64,20 @@ class Coefficients:
 
     def rows(self, start: int, stop: int) -> Coefficients:
         at = slice(start, stop)
-        return Coefficients(**{name: getattr(self, name)[at] for name in ("a", "b", "c_in", "c_noise", "p", "q", "w")})
+        return Coefficients(**{name: value[at] for name, value in self._given().items()})
+
+    def joined(self, other: Coefficients) -> Coefficients:
+        """These rows, then those of `other`."""
+        mine, theirs = self._given(), other._given()
+        for name, neutral in (("huber", np.inf), ("dream", 0.0)):
+            if name in mine or name in theirs:
+                mine.setdefault(name, np.full(len(self), neutral))
+                theirs.setdefault(name, np.full(len(other), neutral))
+        return Coefficients(**{name: np.concatenate([value, theirs[name]]) for name, value in mine.items()})
+
+    def _given(self) -> dict[str, Float64]:
+        every = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in every.items() if value is not None}
 
     def with_weight(self, weight: Float64, space: Space) -> Coefficients:
         """The same objective weighted by `weight`, which is stated in `space`; see (5)."""
