@@ -24,7 +24,7 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from measure import heading, model, pictures, ratios, spread, table
 from torch.nn import functional
 
-from gesso import loop
+from gesso import loop, settings
 from gesso.data.batches import Batches
 from gesso.data.plan import Plan, Slot, by_group
 from gesso.engines.torch import adapters
@@ -34,7 +34,7 @@ from gesso.job import Job, create_engine, make_objective
 from gesso.job import pictures as records_of
 from gesso.listeners import Listeners
 from gesso.models import resolve
-from gesso.rates import Rate
+from gesso.rates import Course, Rate
 from gesso.recipe import load
 
 LR = 1e-4
@@ -79,7 +79,7 @@ class Gesso:
         self.dataset = self.job.dataset(records_of(self.recipe)[0])
         self.dataset.prepare(lambda what, done, total: None)
         self.scale, _ = family.scale(source.config(family.autoencoder))
-        self.trainable = self.engine.attach(self.job.adapter, self.job.optim)
+        self.trainable = self.job.attach()
         self.batches = Batches(
             plan=Plan(seed=0, rows=by_group(self.dataset.records), batch=self.recipe.train.batch),
             dataset=self.dataset,
@@ -99,7 +99,7 @@ class Gesso:
             started=Started(run="benchmark", steps=steps, batch=self.recipe.train.batch, pictures=0),
             engine=self.engine,
             batches=self.batches,
-            rate=Rate(lr=LR),
+            courses={"unet": Course(rate=Rate(lr=LR), steps=range(steps))},
             steps=steps,
             seed=0,
             micro_batch=0,
@@ -125,8 +125,8 @@ class Bare:
 
     def __init__(self, base: Path, gesso: Gesso) -> None:
         self.net = UNet2DConditionModel.from_pretrained(base / "unet")
-        if gesso.job.adapter is not None:
-            adapters.attach(self.net, gesso.job.adapter)
+        if (adapter := settings.adapter(gesso.recipe, gesso.job.family)) is not None:
+            adapters.attach({"unet": self.net}, adapter)
         self.net.train()
         self.parameters = [value for value in self.net.parameters() if value.requires_grad]
         if sum(value.numel() for value in self.parameters) != gesso.trainable.total:

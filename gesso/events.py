@@ -69,6 +69,8 @@ class Stepped(Event):
     grad_norm: float
     seconds: float
     """Wall time since the previous step ended."""
+    rates: dict[str, float] = field(default_factory=dict)
+    """The learning rate of each group, that learns, where a run has several; `lr` is the first."""
     skipped: bool = False
     """True when the gradient was not finite and the weights were left as they were."""
 
@@ -81,6 +83,7 @@ class Validated(Event):
     error: float
     pictures: int
     by_timestep: dict[int, float] = field(default_factory=dict)
+    error_by_timestep: dict[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
-import shutil
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from math import isfinite
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
+
 from gesso import models
-from gesso.engines.engine import Engine, SampleRequest
+from gesso.arrays import Float32
+from gesso.engines.engine import Engine, Optim, SampleRequest, Token
 from gesso.errors import RecipeError, StorageError
 from gesso.families import find
-from gesso.formats import lora, pipeline, png
+from gesso.formats import adapter, embeddings, pipeline, png
 from gesso.models import LORA, ModelSource
-from gesso.objective.schedules import from_scheduler
+from gesso.objective.own import from_scheduler
 from gesso.schema import Recipe, Train
 from gesso.storage import probe
 
@@ -44,6 +46,13 @@ class Request:
     loras: tuple[Path, ...] = ()
     strengths: tuple[float, ...] = ()
     """One for all LoRAs, or one each, the model's own LoRA first; 1.0 when empty."""
+    words: tuple[Path, ...] = ()
+    """Files of learned words, besides the model's own."""
+    vae: str = ""
+    """Another autoencoder for the model and its refiner."""
+    refiner: str = ""
+    handover: float | None = None
+    """Share of the noise that the model removes before the refiner goes on; None to let the refiner draw anew."""
     device: str = "auto"
     precision: str = "auto"
 
@@ -54,8 +63,11 @@ class Prepared:
 
     request: Request
     source: ModelSource
+    refiner: ModelSource | None
     loras: tuple[Path, ...]
     strengths: tuple[float, ...]
+    words: Mapping[str, Float32]
+    """The vectors of learned words, by `tokens.<encoder>.<word>`."""
     wanted: tuple[SampleRequest, ...]
     files: tuple[Path, ...]
     """Where each of the wanted pictures goes."""
@@ -67,6 +79,10 @@ class Prepared:
         if self.loras:
             names = ([self.source.name] if self.source.lora else []) + list(map(str, self.request.loras))
             found |= {"loras": list(map(_public, names)), "strengths": list(self.strengths)}
+        own = {name: getattr(self.request, name) for name in ("vae", "refiner", "handover")}
+        found |= {name: _public(value) if isinstance(value, str) else value for name, value in own.items() if value}
+        if self.request.words:
+            found["words"] = [_public(str(path)) for path in self.request.words]
         return found
 
 
@@ -78,22 +94,32 @@ def generate(request: Request) -> list[Path]:
     """
     ready = prepare(request)
     probe(request.out, "the folder of the pictures")
-    with whole(ready.source) as folder:
+    with ExitStack() as opened:
+        source = opened.enter_context(models.composed(ready.source))
         engine = _engine(request)
-        engine.load(folder, find(ready.source.pipeline), scheduler=ready.source.scheduler)
+        engine.load(source.folder, find(source.pipeline), scheduler=source.scheduler)
+        if ready.refiner:
+            engine.add_refiner(opened.enter_context(models.composed(ready.refiner)).folder, request.handover)
+        if ready.words:
+            counts = embeddings.vectors(ready.words)
+            engine.attach(None, Optim(), [Token(name=word, vectors=count) for word, count in counts.items()])
+            engine.write({"weights": ready.words})
         for path, strength in zip(ready.loras, ready.strengths, strict=True):
             engine.add_lora(path, strength)
         for start in range(0, len(ready.wanted), CHUNK):
             chunk = ready.wanted[start : start + CHUNK]
             for file, each, picture in zip(ready.files[start:], chunk, engine.sample(chunk), strict=False):
                 png.write(file, picture, {**asdict(each), **ready.notes})
+            while engine.notes:
+                print(f"note: {engine.notes.pop(0)}", file=sys.stderr)
     return list(ready.files)
 
 
 def prepare(request: Request) -> Prepared:
     """All that can be found out before the model is loaded, with nothing written; RecipeError for what is wrong."""
     check(request)
-    source = models.resolve(request.model)
+    source = models.with_vae(models.resolve(request.model), request.vae)
+    refiner = _refiner(request, source) if request.refiner else None
     loras = [*([source.lora] if source.lora else []), *(lora_file(path) for path in request.loras)]
     strengths = _strengths(request, len(loras))
     family = find(source.pipeline)
@@ -108,15 +134,18 @@ def prepare(request: Request) -> Prepared:
     noise = from_scheduler(source.config("scheduler"))
     if request.steps > noise.timesteps:
         raise RecipeError(f"--steps is {request.steps}, but the model has {noise.timesteps} noise levels")
-    for path in loras:
-        _fits(path, source)
+    for path, strength in zip(loras, strengths, strict=True):
+        _fits(path, source, strength)
+    words = _words((*source.words, *request.words), source)
     number = next_number(request.out)
     files = tuple(request.out / f"{at:05d}.png" for at in range(number, number + len(wanted)))
     return Prepared(
         request=request,
         source=source,
+        refiner=refiner,
         loras=tuple(loras),
         strengths=tuple(strengths),
+        words=words,
         wanted=tuple(wanted),
         files=files,
     )
@@ -127,7 +156,10 @@ def outline(ready: Prepared) -> str:
     one, count = ready.wanted[0], len(ready.wanted)
     how = f"{one.width} by {one.height} pixels, {one.steps} steps, guidance {one.guidance:g}"
     lines = [f"model     {ready.source.name} ({ready.source.pipeline})"]
+    lines += [f"vae       {ready.request.vae}"] if ready.request.vae else []
+    lines += [f"refiner   {ready.refiner.name}"] if ready.refiner else []
     lines += [f"LoRA      {path}, strength {s:g}" for path, s in zip(ready.loras, ready.strengths, strict=True)]
+    lines += [f"word      {word}" for word in embeddings.vectors(ready.words)]
     lines += [f"pictures  {count}: {how}" + (f", {one.scheduler}" if one.scheduler else "")]
     lines += [
         f"{file.as_posix()}  seed {each.seed}  {each.prompt}"
@@ -157,6 +189,10 @@ def check(request: Request) -> None:
         wrong.append("the same --seed is given twice, which would draw the same picture")
     if any(not isfinite(strength) for strength in request.strengths):
         wrong.append("--strength must be a number, such as 0.8")
+    if request.handover is not None and not request.refiner:
+        wrong.append("--handover has no effect without --refiner")
+    if request.handover is not None and not 0 < request.handover < 1:
+        wrong.append(f"--handover is {request.handover:g}, must be above 0 and below 1")
     place = next((each for each in (request.out, *request.out.parents) if os.path.lexists(each)), request.out)
     if os.path.lexists(place) and not place.is_dir():
         within = "" if place == request.out else f"lies in {place}, which "
@@ -168,9 +204,9 @@ def check(request: Request) -> None:
 
 
 def lora_file(path: Path) -> Path:
-    """The file of a LoRA that is named by itself, by its run or by its checkpoint."""
-    if path.is_dir() and (path / LORA).is_file():
-        return path / LORA
+    """The file of a LoRA that is named by itself, by its run or by its checkpoint; other adapters' folder."""
+    if path.is_dir() and (found := adapter.place(path)):
+        return found
     if path.is_file() and path.suffix == ".safetensors":
         return path
     what = "holds no " + LORA if path.is_dir() else "is not a .safetensors file" if path.exists() else "does not exist"
@@ -179,10 +215,10 @@ def lora_file(path: Path) -> Path:
     )
 
 
-def _fits(path: Path, source: ModelSource) -> None:
-    """RecipeError unless every matrix of a LoRA has a layer of its shape in the model."""
+def _fits(path: Path, source: ModelSource, strength: float) -> None:
+    """RecipeError unless every matrix of a LoRA has a layer of its shape in the model, and it can have the strength."""
     try:
-        arrays, _ = lora.read(path)
+        arrays, config = adapter.read(path)
     except StorageError as error:
         if isinstance(error.__cause__, OSError):
             raise
@@ -193,13 +229,38 @@ def _fits(path: Path, source: ModelSource) -> None:
         for part in (family.denoiser, *(encoder for encoder, _ in family.encoders))
         for name, shape in pipeline.shapes(source.folder / part).items()
     }
-    wrong = lora.fit(arrays, shapes)
+    wrong = adapter.fit(arrays, config, shapes)
     if wrong:
+        name, parts, whole = (
+            ("LoRA", "tensors", len(arrays))
+            if config.kind in adapter.LORAS
+            else (config.kind, "layers", len(adapter.modules(arrays)))
+        )
         raise RecipeError(
-            f"this LoRA was made for another base: {len(arrays) - len(wrong)} of {len(arrays)} tensors fit; {wrong[0]}",
+            f"this {name} was made for another base: {whole - len(wrong)} of {whole} {parts} fit; {wrong[0]}",
             where=str(path),
             todo="use it with the base that it was trained on, or a relative of that base",
         )
+    if config.kind == "oft" and strength != 1.0:
+        raise RecipeError(adapter.UNSCALABLE, where=str(path), todo="leave its --strength at 1")
+
+
+def _words(paths: Sequence[Path], source: ModelSource) -> dict[str, Float32]:
+    """The learned words in files; RecipeError unless each has vectors as wide as the model's text encoders take."""
+    try:
+        weights = embeddings.read(paths)
+        family = find(source.pipeline)
+        widths = {
+            encoder: int(models.wanted(source.folder / encoder / "config.json", "hidden_size"))
+            for encoder, _ in family.encoders
+            if weights
+        }
+        embeddings.fit(weights, widths)
+    except StorageError as error:
+        if isinstance(error.__cause__, OSError):
+            raise
+        raise RecipeError(error.what, where=error.where, todo=error.todo) from error
+    return weights
 
 
 def next_number(out: Path) -> int:
@@ -208,28 +269,25 @@ def next_number(out: Path) -> int:
     return max(numbers, default=-1) + 1
 
 
-@contextlib.contextmanager
-def whole(source: ModelSource) -> Iterator[Path]:
-    """The pipeline folder, with a checkpoint's trained parts in place of the base's where the model is a checkpoint."""
-    if source.checkpoint is None:
-        yield source.folder
-        return
-    with TemporaryDirectory(prefix="gesso-") as name:
-        folder = Path(name)
-        for part in source.folder.iterdir():
-            trained = source.checkpoint / part.name
-            if part.is_dir():
-                _link(trained if (trained / "config.json").is_file() else part, folder / part.name)
-            else:
-                shutil.copyfile(part, folder / part.name)
-        yield folder
-
-
-def _link(part: Path, place: Path) -> None:
-    try:
-        place.symlink_to(part.resolve(), target_is_directory=True)
-    except OSError:  # not every system lets everybody make links
-        shutil.copytree(part, place)
+def _refiner(request: Request, source: ModelSource) -> ModelSource:
+    """The second stage; RecipeError for what is none, or for one that does not go on with this model's latents."""
+    family = find(source.pipeline)
+    if not family.refiners:
+        raise RecipeError(f"{source.name} is of the family {family.name}, which has no refiner")
+    refiner = models.resolve(request.refiner)
+    if refiner.pipeline not in family.refiners:
+        raise RecipeError(
+            f"{refiner.name} is no refiner: it is of the kind {refiner.pipeline}",
+            todo=f"name a model of the kind {', '.join(family.refiners)}, or leave --refiner out",
+        )
+    refiner = models.with_vae(refiner, request.vae)
+    scales = [family.scale(each.config(family.autoencoder)) for each in (source, refiner)]
+    if not all(np.array_equal(mine, other) for mine, other in zip(*scales, strict=True)):
+        raise RecipeError(
+            f"{refiner.name} reads latents on another scale than {source.name} writes them",
+            todo="name a refiner that was made for this model",
+        )
+    return refiner
 
 
 def _strengths(request: Request, loras: int) -> Sequence[float]:

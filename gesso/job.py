@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import cast
 
-from gesso import loop, prior
+from gesso import loop, prior, settings
 from gesso.arrays import Float32, Int64, Pixels
 from gesso.data import remembered
 from gesso.data.batches import Batches, Step, held_out
@@ -20,7 +20,7 @@ from gesso.data.dataset import Dataset, Prepared
 from gesso.data.plan import Plan, by_group
 from gesso.data.record import Record
 from gesso.data.sources import read
-from gesso.engines.engine import Adapter, Engine, Optim, SampleRequest, Trainable
+from gesso.engines.engine import Engine, Trainable
 from gesso.errors import RecipeError
 from gesso.events import Saved, Started
 from gesso.families.family import Family
@@ -28,12 +28,12 @@ from gesso.formats import pipeline
 from gesso.keys import permutation
 from gesso.loop import Every
 from gesso.models import ModelSource
+from gesso.objective import own
+from gesso.objective.losses import Loss
 from gesso.objective.noise import Noise
 from gesso.objective.objective import Objective
-from gesso.objective.schedules import from_scheduler
 from gesso.objective.times import Times
 from gesso.objective.weightings import Weighting
-from gesso.rates import Rate
 from gesso.results import Results
 from gesso.resume import flatten
 from gesso.schema import Recipe
@@ -85,32 +85,6 @@ class Job:
         return self.recipe.train.resolution or own
 
     @property
-    def adapter(self) -> Adapter | None:
-        table = self.recipe.adapter
-        if table.kind == "none":
-            return None
-        return Adapter(
-            kind=table.kind,
-            rank=table.rank,
-            alpha=table.alpha or float(table.rank),
-            dropout=table.dropout,
-            targets=table.targets or self.family.lora_targets,
-            init=self.recipe.seed,
-        )
-
-    @property
-    def optim(self) -> Optim:
-        table = self.recipe.optim
-        return Optim(
-            name=table.name,
-            betas=table.betas,
-            eps=table.eps,
-            weight_decay=table.weight_decay,
-            clip=table.clip,
-            ema=table.ema > 0,
-        )
-
-    @property
     def parts(self) -> tuple[str, ...]:
         """The base model's components that decide what it computes."""
         encoders = (part for pair in self.family.encoders for part in pair)
@@ -118,13 +92,29 @@ class Job:
 
     def load(self, scheduler: Mapping[str, object] = MappingProxyType({})) -> None:
         """The model into the engine, its scheduler changed as given."""
-        parts = () if self.recipe.adapter.kind != "none" else self.recipe.model.train
+        parts = settings.whole_parts(self.recipe)
         self.engine.load(self.source.folder, self.family, parts=parts, scheduler=scheduler)
 
-    def class_pictures(self, progress: prior.Progress) -> list[Record]:
-        """Pictures of the class, drawn with the model as it is where they are missing; none without a class prompt."""
+    def attach(self) -> Trainable:
+        """What the recipe trains, made trainable."""
+        recipe = self.recipe
+        return self.engine.attach(
+            settings.adapter(recipe, self.family),
+            settings.optim(recipe),
+            settings.tokens(recipe),
+            keep_base=bool(recipe.prior.prompt) and recipe.prior.kind == "teacher",
+        )
+
+    def class_records(self, instances: Sequence[Record], progress: prior.Progress) -> list[Record]:
+        """What keeps the class as it is; none without a class prompt.
+
+        Pictures of the class, drawn with the model as it is where they are missing; or `instances` under the class's
+        captions, for which the model is to answer as it does now.
+        """
         if not self.recipe.prior.prompt:
             return []
+        if self.recipe.prior.kind == "teacher":
+            return prior.taught(self.recipe.prior, instances)
         return prior.records(
             self.recipe.prior,
             self.out,
@@ -144,13 +134,14 @@ class Job:
         """The records as cached latents and captions; `exact` without any augmentation."""
         recipe = self.recipe
         text = [part for pair in self.family.encoders for part in pair]
+        empty = ["zeros for no caption"] if self.family.drops_to_zeros(self.source.index) else []
         encoder = Encoder(
             engine=self.engine,
             image_identity=f"{self.part_identity(self.family.autoencoder)} {self.engine.arithmetic}",
-            text_identity=" ".join([*map(self.part_identity, text), self.engine.arithmetic]),
+            text_identity=" ".join([*map(self.part_identity, text), self.engine.arithmetic, *empty]),
             cache_latents=recipe.cache.latents,
             cache_text=recipe.cache.text,
-            train_text=recipe.adapter.kind == "none" and "text_encoder" in recipe.model.train,
+            train_text=settings.trains_text(recipe),
         )
         return Dataset(
             records=records,
@@ -162,6 +153,7 @@ class Job:
             seed=recipe.seed,
             encoder=encoder,
             store=self.store,
+            geometry=self.family.geometry,
         )
 
     def held_out(self, records: list[Record], progress: prior.Progress) -> tuple[list[Step], Prepared]:
@@ -199,24 +191,6 @@ class Job:
         base = {f"base.{part}": self.part_identity(part) for part in self.parts}
         return {**flatten(self.recipe.as_toml()), **base, "precision": self.engine.precision}
 
-    def requests(self) -> list[SampleRequest]:
-        """Every prompt with every seed."""
-        table = self.recipe.sample
-        return [
-            SampleRequest(
-                prompt=prompt,
-                seed=seed,
-                negative=table.negative,
-                width=table.width or self.side,
-                height=table.height or self.side,
-                steps=table.steps,
-                guidance=table.guidance,
-                scheduler=table.scheduler,
-            )
-            for prompt in table.prompts
-            for seed in table.seeds
-        ]
-
     def batches(self, dataset: Dataset) -> Batches:
         """What each step learns from."""
         scale, shift = self.family.scale(self.source.config(self.family.autoencoder))
@@ -227,36 +201,25 @@ class Job:
             scale=scale,
             shift=shift,
             prior_weight=self.recipe.prior.weight,
-        )
-
-    @property
-    def rate(self) -> Rate:
-        table = self.recipe.optim
-        return Rate(
-            lr=table.lr,
-            name=table.schedule,
-            steps=self.recipe.train.steps,
-            warmup=table.warmup,
-            cycles=table.cycles,
-            power=table.power,
+            teacher=self.recipe.prior.kind == "teacher",
         )
 
     def started(self, dataset: Dataset, prepared: Prepared, trainable: Trainable, start: int) -> Started:
         """The run in numbers, and in a line for people."""
         recipe, rows = self.recipe, {group: len(found) for group, found in by_group(dataset.records).items()}
-        what = recipe.adapter.kind if recipe.adapter.kind != "none" else "full " + " + ".join(recipe.model.train)
         pictures = rows["instance"]
+        device = f"{self.engine.device} · {self.engine.precision}"
         return Started(
             step=start,
             run=str(self.out),
             steps=recipe.train.steps,
             batch=recipe.train.batch,
             pictures=pictures,
-            class_pictures=rows.get("class", 0),
+            class_pictures=rows.get("class", 0) if recipe.prior.kind == "pictures" else 0,
             encoded=prepared.encoded + prepared.captions_encoded,
             from_cache=prepared.reused + prepared.captions_reused,
             trainable=trainable.total,
-            what=f"{recipe.model.base} · {what} · {pictures} pictures · {self.engine.device} · {self.engine.precision}",
+            what=f"{recipe.model.base} · {settings.what(recipe)} · {pictures} pictures · {device}",
             resumed=start > 0,
         )
 
@@ -264,16 +227,17 @@ class Job:
         self, dataset: Dataset, validation: list[Step], started: Started, results: Results, save: Save, stop: Stop
     ) -> loop.Plan:
         """The run as the loop wants it."""
-        recipe, requests = self.recipe, self.requests()
+        recipe, requests = self.recipe, settings.requests(self.recipe, self.side)
         return loop.Plan(
             started=started,
             engine=self.engine,
             batches=self.batches(dataset),
-            rate=self.rate,
+            courses=settings.courses(recipe),
             steps=recipe.train.steps,
             seed=recipe.seed,
             micro_batch=recipe.train.micro_batch,
             ema=recipe.optim.ema,
+            averaged=settings.averages(recipe),
             start=started.step,
             held_out=validation,
             samples=requests,
@@ -325,17 +289,28 @@ def pictures(recipe: Recipe) -> tuple[list[Record], list[Record]]:
 def make_objective(recipe: Recipe, source: ModelSource) -> Objective:
     """The objective of the recipe on the model's own schedule."""
     table, scheduler = recipe.objective, source.config("scheduler")
-    own = str(scheduler.get("prediction_type", "epsilon"))
     return Objective(
-        schedule=from_scheduler(scheduler, zero_snr=table.zero_snr),
-        prediction=own if table.prediction == "auto" else table.prediction,
+        schedule=own.from_scheduler(scheduler, zero_snr=table.zero_snr, edm_style=table.edm_style),
+        prediction=own.prediction(scheduler, table.prediction),
         weighting=Weighting(name=table.weighting, gamma=table.gamma),
+        loss=Loss(name=table.loss, huber_c=table.huber_c, schedule=table.huber_schedule),
+        dream=table.dream_detail if table.dream else None,
         times=Times(
             name=table.times,
             multiplier=table.times_multiplier,
             portion=table.times_portion,
             begin=table.times_begin,
             end=table.times_end,
+            mean=table.times_mean,
+            std=table.times_std,
+            scale=table.times_scale,
         ),
-        noise=Noise(offset=table.noise_offset, perturbation=table.input_perturbation),
+        noise=Noise(
+            offset=table.noise_offset,
+            offset_random=table.noise_offset_random,
+            pyramid=table.pyramid_noise,
+            layers=table.pyramid_levels,
+            perturbation=table.input_perturbation,
+            perturbation_random=table.input_perturbation_random,
+        ),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 
@@ -17,7 +17,7 @@ from gesso.errors import DeviceError, NumbersError
 from gesso.events import Event, Finished, Paused, Sample, Sampled, Saved, Started, Stepped, Validated, Warned
 from gesso.keys import generator
 from gesso.objective.coefficients import Coefficients
-from gesso.rates import Rate, ema_decay
+from gesso.rates import Course, ema_decay, rates
 from gesso.storage import FullError
 
 RETRY_SECONDS = 20.0
@@ -49,11 +49,14 @@ class Plan:
     started: Started
     engine: Engine
     batches: Batches
-    rate: Rate
+    courses: Mapping[str, Course]
+    """The learning rate of each group of what learns."""
     steps: int
     seed: int
     micro_batch: int
     ema: float = 0.0
+    averaged: bool = False
+    """Averaged weights are what is measured, drawn and shipped."""
     start: int = 0
     held_out: Sequence[tuple[Batch, Coefficients]] = ()
     samples: Sequence[SampleRequest] = ()
@@ -89,6 +92,7 @@ def train(plan: Plan) -> Iterator[Event]:
                     yield validate(plan, step)
                 if plan.sample_when.due(step, plan.steps):
                     yield draw(plan, step)
+                    yield from said(plan, step)
                 if plan.save_when.due(step, plan.steps) and step > 0:
                     yield from save(plan, step)
             if step == plan.steps:
@@ -103,7 +107,7 @@ def train(plan: Plan) -> Iterator[Event]:
             batch, coefficients = next(batches)
             pending.add(step, plan.engine.step(
                 split(batch, coefficients, plan.micro_batch),
-                lr=plan.rate.at(step),
+                lr=rates(plan.courses, step),
                 ema_decay=ema_decay(step, plan.ema),
                 key=int(generator(plan.seed, "dropout", step).integers(2**31)),
             ))  # fmt: skip
@@ -123,25 +127,44 @@ def validate(plan: Plan, step: int) -> Validated:
     errors: dict[int, list[float]] = {}
     levels: dict[int, list[float]] = {}
     for batch, coefficients in plan.held_out:
-        found = plan.engine.evaluate(batch, coefficients, ema=plan.ema > 0)
-        for row, timestep, error in zip(batch.ids, coefficients.c_noise, found, strict=True):
+        found = plan.engine.evaluate(batch, coefficients, ema=plan.averaged)
+        timesteps = plan.batches.objective.timesteps_of(coefficients.c_noise)
+        for row, timestep, error in zip(batch.ids, timesteps, found, strict=True):
             errors.setdefault(int(row), []).append(float(error))
             levels.setdefault(int(timestep), []).append(float(error))
-    means = np.array([np.mean(found) for found in errors.values()])
-    error = float(means.std(ddof=1) / np.sqrt(len(means))) if len(means) > 1 else 0.0
-    by_timestep = {timestep: float(np.mean(found)) for timestep, found in sorted(levels.items())}
-    return Validated(step=step, loss=float(means.mean()), error=error, pictures=len(means), by_timestep=by_timestep)
+    loss, error = _mean([float(np.mean(found)) for found in errors.values()])
+    by_level = {timestep: _mean(found) for timestep, found in sorted(levels.items())}
+    return Validated(
+        step=step,
+        loss=loss,
+        error=error,
+        pictures=len(errors),
+        by_timestep={timestep: mean for timestep, (mean, _) in by_level.items()},
+        error_by_timestep={timestep: error for timestep, (_, error) in by_level.items()},
+    )
+
+
+def _mean(values: Sequence[float]) -> tuple[float, float]:
+    """The mean over pictures and its standard error, 0 where there is but one."""
+    found = np.array(values)
+    return float(found.mean()), float(found.std(ddof=1) / np.sqrt(len(found))) if len(found) > 1 else 0.0
 
 
 def draw(plan: Plan, step: int) -> Sampled | Warned:
     """Draw the run's samples. Pictures that cannot be drawn are no reason to lose the training."""
     began = time.monotonic()
     try:
-        pictures = plan.engine.sample(plan.samples, ema=plan.ema > 0)
+        pictures = plan.engine.sample(plan.samples, ema=plan.averaged)
     except (DeviceError, NumbersError) as error:
         return Warned(step=step, message=f"no samples at step {step}: {error.what}")
     samples = plan.keep_samples(step, plan.samples, pictures)
     return Sampled(step=step, samples=samples, seconds=time.monotonic() - began)
+
+
+def said(plan: Plan, step: int) -> Iterator[Warned]:
+    """What the engine has to say since it was last asked."""
+    while plan.engine.notes:
+        yield Warned(step=step, message=plan.engine.notes.pop(0))
 
 
 def save(plan: Plan, step: int) -> Iterator[Event]:
@@ -192,10 +215,12 @@ class _Pending:
                 f"the last of them step {step + 1}",
                 todo="lower optim.lr, or set train.precision to bf16 or fp32; the last checkpoint is untouched",
             )
+        each = rates(self.plan.courses, step)
         return Stepped(
             step=step + 1,
             loss=metrics.loss,
-            lr=self.plan.rate.at(step),
+            lr=next(iter(each.values())),
+            rates=each if len(self.plan.courses) > 1 else {},
             grad_norm=metrics.grad_norm,
             seconds=seconds,
             skipped=metrics.skipped,

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from pydantic import ValidationError
 
 from gesso.errors import NetworkError, RecipeError, StorageError
+from gesso.families import find
+from gesso.formats import adapter, embeddings
 from gesso.schema import ObjectiveTable
 
 LORA = "pytorch_lora_weights.safetensors"
 WANTED = ("model_index.json", "README.md", "*/*.json", "*/*.txt", "*/*.safetensors")
 UNWANTED = ("safety_checker/*", "*.fp16.*", "*.bf16.*", "*.non_ema.*", "*/openvino*", "*/flax*")
 """What is taken of a Hub model, and what of that is not: one copy of the weights, and never a pickle."""
+WANTED_VAE = tuple(f"{place}{name}" for place in ("", "vae/") for name in ("config.json", "*.safetensors"))
+"""What is taken of a Hub repository that is named as an autoencoder: of its root, and of a pipeline's part."""
 WHOLE = "fetch or export the model again, or use another one"
 
 
@@ -28,15 +35,35 @@ class ModelSource:
     name: str
     folder: Path
     lora: Path | None = None
+    """The LoRA file on top of it, or the folder with adapters of another kind."""
+    words: tuple[Path, ...] = ()
+    """The files of learned words on top of it."""
     checkpoint: Path | None = None
     """A checkpoint folder whose fully trained parts stand in for the folder's."""
+    vae: Path | None = None
+    """The folder of another autoencoder, which stands in for the folder's."""
     scheduler: Mapping[str, object] = field(default_factory=dict)
     """What the run changed in the folder's scheduler configuration."""
 
     def config(self, component: str) -> dict[str, Any]:
         """The configuration of a component, from its JSON file."""
         name = "scheduler_config.json" if component == "scheduler" else "config.json"
-        return read_json(self.folder / component / name)
+        return read_json(self.parts.get(component, self.folder / component) / name)
+
+    @property
+    def parts(self) -> dict[str, Path]:
+        """The folders that stand in for the pipeline folder's own, by component."""
+        found = dict[str, Path]()
+        if self.checkpoint is not None:
+            found = {place.parent.name: place.parent for place in sorted(self.checkpoint.glob("*/config.json"))}
+        if self.vae is not None:
+            found[find(self.pipeline, second_stage=True).autoencoder] = self.vae
+        return found
+
+    @property
+    def index(self) -> dict[str, Any]:
+        """What model_index.json says."""
+        return read_json(self.folder / "model_index.json")
 
     @property
     def pipeline(self) -> str:
@@ -51,7 +78,7 @@ def resolve(name: str, revision: str = "") -> ModelSource:
     if path.is_file():
         return _file(name, path)
     if (path / "model_index.json").is_file():
-        return ModelSource(name=name, folder=path)
+        return ModelSource(name=name, folder=path, words=tuple(embeddings.files(path)))
     if path.is_dir():
         return _run_folder(name, path)
     if looks_like_hub_id(name):
@@ -62,10 +89,80 @@ def resolve(name: str, revision: str = "") -> ModelSource:
     )
 
 
+def with_vae(source: ModelSource, name: str) -> ModelSource:
+    """`source` with the autoencoder that `name` means in place of its own; as it is where `name` is empty.
+
+    A folder with an autoencoder's config.json, any model that has one, or a Hub id. RecipeError for one whose latents
+    have another number of channels than the denoiser takes.
+    """
+    if not name:
+        return source
+    folder = _autoencoder(name)
+    family = find(source.pipeline, second_stage=True)
+    if not any(folder.glob("*.safetensors")):
+        raise RecipeError(f"the autoencoder {name} has no .safetensors weights", where=str(folder), todo=WHOLE)
+    kind = read_json(folder / "config.json").get("_class_name", "")
+    if not str(kind).startswith("Autoencoder"):
+        raise RecipeError(f"{name} is no autoencoder, but of the kind {kind or 'that it does not say'}")
+    changed = replace(source, vae=folder)
+    channels = changed.config(family.autoencoder).get("latent_channels")
+    takes = source.config(family.denoiser).get("in_channels")
+    if channels != takes:
+        raise RecipeError(
+            f"the autoencoder {name} makes latents of {channels} channels, and {source.name} takes {takes}",
+            todo="name an autoencoder that was made for models of this kind",
+        )
+    return changed
+
+
+@contextmanager
+def composed(source: ModelSource) -> Iterator[ModelSource]:
+    """`source` with one folder that holds all of it: the folder's own components, and those that stand in for some.
+
+    Where some do, it is a temporary folder of links, gone on leaving. A LoRA stays a file on top.
+    """
+    parts = source.parts
+    if not parts:
+        yield source
+        return
+    with TemporaryDirectory(prefix="gesso-") as name:
+        folder = Path(name)
+        for place in source.folder.iterdir():
+            if place.is_dir() and not place.name.startswith("."):
+                _link(parts.get(place.name, place), folder / place.name)
+        index = source.index
+        for part, place in parts.items():
+            if isinstance(index.get(part), list) and (kind := read_json(place / "config.json").get("_class_name")):
+                index[part] = [index[part][0], kind]
+        (folder / "model_index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
+        if (source.folder / "README.md").is_file():
+            shutil.copyfile(source.folder / "README.md", folder / "README.md")
+        yield replace(source, folder=folder, checkpoint=None, vae=None)
+
+
+def _link(part: Path, place: Path) -> None:
+    try:
+        place.symlink_to(part.resolve(), target_is_directory=True)
+    except OSError:  # not every system lets everybody make links
+        shutil.copytree(part, place)
+
+
+def _autoencoder(name: str) -> Path:
+    """The folder of the autoencoder that `name` means."""
+    path = Path(name).expanduser()
+    if (path / "config.json").is_file():
+        return path
+    if not path.exists() and name != "tiny" and looks_like_hub_id(name):
+        fetched = _from_hub(name, "", WANTED_VAE)
+        return fetched if (fetched / "config.json").is_file() else fetched / "vae"
+    source = resolve(name)
+    return source.vae or source.folder / find(source.pipeline, second_stage=True).autoencoder
+
+
 def whole(source: ModelSource) -> ModelSource:
     """The same source, or RecipeError where training, which starts from a folder, would leave some of it out."""
-    if source.lora or source.checkpoint:
-        kind = "a LoRA" if source.lora else "a checkpoint"
+    if source.lora or source.checkpoint or source.words:
+        kind = "a LoRA" if source.lora else "a checkpoint" if source.checkpoint else "a model with learned words"
         raise RecipeError(
             f"{source.name} is {kind} on top of {source.folder.name}, and training starts from a whole model",
             todo="set model.base to a diffusers folder, or to a finished run of full fine-tuning",
@@ -91,8 +188,9 @@ def _run_folder(name: str, path: Path) -> ModelSource:
     """A run, or a checkpoint in one: its base comes from the run's effective recipe."""
     run = path.parent if path.name.startswith("checkpoint-") else path
     effective = run / "effective.json"
-    lora = path / LORA
-    trained = lora.is_file() or (path != run and any(path.glob("*/config.json")))
+    lora = adapter.place(path)
+    words = tuple(embeddings.files(path))
+    trained = lora or words or (path != run and any(path.glob("*/config.json")))
     if not effective.is_file() or not trained:
         raise RecipeError(
             f"{name} is a folder, but holds neither a model (model_index.json) nor the result of a run",
@@ -104,13 +202,15 @@ def _run_folder(name: str, path: Path) -> ModelSource:
         table = ObjectiveTable(**own)
     except ValidationError as error:
         raise RecipeError(f"the run's objective cannot be: {own}", where=str(effective)) from error
-    return ModelSource(
+    source = ModelSource(
         name=name,
         folder=base.folder,
-        lora=lora if lora.is_file() else None,
-        checkpoint=None if lora.is_file() else path,
+        lora=lora,
+        words=words,
+        checkpoint=path if any(path.glob("*/config.json")) else None,
         scheduler=scheduler_changes(table),
     )
+    return with_vae(source, _chosen_vae(effective))
 
 
 def _chosen(effective: Path, key: str) -> Any:
@@ -121,20 +221,28 @@ def _chosen(effective: Path, key: str) -> Any:
     return found["value"]
 
 
+def _chosen_vae(effective: Path) -> str:
+    """The autoencoder that a run was given; runs of earlier versions have no such key."""
+    return str(_chosen(effective, "model.vae")) if "model.vae" in read_json(effective) else ""
+
+
 def scheduler_changes(table: ObjectiveTable) -> dict[str, object]:
     """What an objective changes in the model's scheduler: a model must be drawn with as it was trained."""
     changes = dict[str, object]()
     if table.prediction != "auto":
         changes["prediction_type"] = table.prediction
+    if table.zero_snr or table.prediction == "sample":
+        # PNDM, the usual scheduler of SD 1.x, knows neither sample nor the rescaled schedule. DDIM knows both, but
+        # would clip what is no picture but a latent.
+        changes |= {"_class_name": "DDIMScheduler", "clip_sample": False}
     if table.zero_snr:
-        # PNDM, the usual scheduler of SD 1.x, neither knows the rescaled schedule nor starts at its last timestep.
-        changes |= {"_class_name": "DDIMScheduler", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+        changes |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     elif table.zero_snr is False:
         changes["rescale_betas_zero_snr"] = False
     return changes
 
 
-def _from_hub(name: str, revision: str) -> Path:
+def _from_hub(name: str, revision: str, patterns: Sequence[str] = WANTED) -> Path:
     """The folder of a Hub model, downloaded once; the only place that contacts a host, and only the one named."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
@@ -142,7 +250,7 @@ def _from_hub(name: str, revision: str) -> Path:
     try:
         return Path(
             snapshot_download(
-                name, revision=revision or None, allow_patterns=list(WANTED), ignore_patterns=list(UNWANTED)
+                name, revision=revision or None, allow_patterns=list(patterns), ignore_patterns=list(UNWANTED)
             )
         )
     except GatedRepoError as error:

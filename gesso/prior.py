@@ -4,6 +4,9 @@ The user's own come first; what is missing is drawn with the base model into the
 everything that decides what is drawn: another prompt, seed, size, sampler setting or base draws its own. A picture is
 named by its number and its content, and its seed is a function of its number, so an interrupted drawing goes on where
 it was; a picture whose content is no longer what its name says is drawn again.
+
+Without class pictures, the class is kept by a teacher: the base model itself (kind "teacher"; the distillation of Li &
+Hoiem 2016, arXiv:1606.09282, on the noise that is predicted).
 """
 
 from __future__ import annotations
@@ -11,7 +14,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from importlib.resources import files
 from pathlib import Path
 
 from gesso.arrays import Picture
@@ -23,6 +27,7 @@ from gesso.errors import DataError
 from gesso.formats import png
 from gesso.keys import generator
 from gesso.schema import DataTable, Prior
+from gesso.settings import lines
 
 Progress = Callable[[str, int, int], None]
 FOLDER = "class"
@@ -42,6 +47,24 @@ def records(
         Record(path=path, captions=(prior.prompt,), group="class", origin="drawn with the base model") for path in drawn
     ]
     return own + made
+
+
+def taught(prior: Prior, instances: Sequence[Record]) -> list[Record]:
+    """The instance pictures under the class's captions: where the trained model is to answer as it did before.
+
+    Half of what is drawn for them is the class prompt, the rest other captions: the file's, or everyday ones.
+    """
+    others = [each for each in _other_captions(prior) if each != prior.prompt]
+    captions = (*(prior.prompt for _ in others), *others) or (prior.prompt,)
+    paths = dict.fromkeys(record.path for record in instances)
+    return [
+        Record(path=path, captions=captions, group="class", origin="held to the base model's answer") for path in paths
+    ]
+
+
+def _other_captions(prior: Prior) -> list[str]:
+    path = Path(prior.captions) if prior.captions else Path(str(files("gesso.data") / "everyday.txt"))
+    return list(dict.fromkeys(lines(path, "prior.captions")))
 
 
 def settings(prior: Prior, *, seed: int, side: int, base: str) -> str:

@@ -15,6 +15,7 @@ diffusers' schedules of the same names; "constant" honours the warm-up too, wher
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 FLOOR = 1e-7
@@ -50,6 +51,23 @@ class Rate:
             low = min(FLOOR, self.lr)
             return low + (self.lr - low) * float((1.0 - progress) ** self.power)
         raise ValueError(f"no learning rate schedule is called {self.name!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Course:
+    """The learning rate of one group of parameters: its schedule within `steps` of the run; outside, it rests."""
+
+    rate: Rate
+    steps: range
+
+    def at(self, step: int) -> float:
+        """The learning rate of optimiser step `step` of the run, 0-based."""
+        return self.rate.at(step - self.steps.start)
+
+
+def rates(courses: Mapping[str, Course], step: int) -> dict[str, float]:
+    """The learning rate of each group that learns in a step."""
+    return {group: course.at(step) for group, course in courses.items() if step in course.steps}
 
 
 def ema_decay(step: int, decay: float) -> float:

@@ -7,13 +7,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from gesso import settings
 from gesso.arrays import Array, Picture
 from gesso.checkpoint import Checkpoint, Checkpoints, Content
 from gesso.engines.engine import Engine, SampleRequest
+from gesso.engines.layers import settle
 from gesso.events import Sample, Saved
-from gesso.formats import card, lora, pipeline, png
-from gesso.models import LORA, ModelSource, scheduler_changes
+from gesso.families import find
+from gesso.formats import adapter, card, embeddings, pipeline, png
+from gesso.formats.metadata import Config
+from gesso.models import ModelSource, scheduler_changes
 from gesso.schema import Recipe
+from gesso.words import parted
 
 Weights = Mapping[str, Array]
 
@@ -66,8 +71,14 @@ class Results:
         self.engine.write(state)
 
     def _weight_files(self, weights: Weights) -> dict[str, Content]:
+        words, weights = parted(weights)
+        return {**embeddings.writers(words), **self._other_files(weights)}
+
+    def _other_files(self, weights: Weights) -> dict[str, Content]:
+        if self.recipe.adapter.kind == "ti":
+            return {}
         if self.recipe.adapter.kind != "none":
-            return {LORA: lora.writer(weights, self._lora_config())}
+            return {**adapter.writers(weights, self._adapter_config(weights))}
         return {
             f"{part}/{name}": write
             for part, arrays in by_part(weights).items()
@@ -75,30 +86,48 @@ class Results:
         }
 
     def _read_weights(self, folder: Path) -> dict[str, Array]:
+        words = embeddings.read(embeddings.files(folder)) if self.recipe.tokens else {}
+        return {**words, **self._read_others(folder)}
+
+    def _read_others(self, folder: Path) -> dict[str, Array]:
+        if self.recipe.adapter.kind == "ti":
+            return {}
         if self.recipe.adapter.kind != "none":
-            return lora.read(folder / LORA)[0]
+            return adapter.renamed(adapter.read(folder)[0], self.engine.read()["weights"])
         return {
             f"{part}.{name}": value
             for part in self.recipe.model.train
             for name, value in pipeline.read_part(folder / part).items()
         }
 
-    def _lora_config(self) -> lora.Config:
-        rank = self.recipe.adapter.rank
-        return lora.Config(rank=rank, alpha=self.recipe.adapter.alpha or float(rank))
+    def _adapter_config(self, weights: Weights) -> Config:
+        """What the recipe makes of each adapter that there is."""
+        chosen = settings.adapter(self.recipe, find(self.source.pipeline))
+        assert chosen is not None
+        layers = {module: settle(chosen, *module.split(".", 1)) for module in adapter.modules(weights)}
+        sizes = {module: (layer.rank, layer.alpha) for module, layer in layers.items()}
+        return Config.of(sizes, kind=chosen.kind, factor=chosen.factor)
 
     # ---------------------------------------------------------------- the result
 
     def finish(self) -> list[str]:
         """The trained model in `out` itself, with a model card. Averaged weights, where there are any."""
         state = self.engine.read()
-        weights = state.get("ema") or state["weights"]
-        if self.recipe.adapter.kind != "none":
-            lora.write(self.out / LORA, weights, self._lora_config())
-            files = [LORA]
+        words, weights = parted(state.get("ema") or state["weights"])
+        if self.recipe.adapter.kind == "ti":
+            files = []
+        elif self.recipe.adapter.kind != "none":
+            writers = adapter.writers(weights, self._adapter_config(weights))
+            for name, write in writers.items():
+                (self.out / name).parent.mkdir(exist_ok=True)
+                write(self.out / name)
+            files = list(writers)
         else:
             pipeline.assemble(self.source.folder, self.out, by_part(weights), scheduler_changes(self.recipe.objective))
             files = ["model_index.json"]
+        for name, write in embeddings.writers(words).items():
+            write(self.out / name)
+            files.append(name)
         card.write(self.out, self.recipe, files, base=self.source.folder, pictures=self.pictures)
         return files
 

@@ -26,9 +26,13 @@ class Rule:
 LENGTH = "schedule.steps"
 """Stands for train.steps where the learning rate's schedule stretches over them."""
 
+BETAS = "schedule_free.betas"
+"""Stands for optim.betas where the optimiser is schedule-free."""
+
 TABLE: tuple[Rule, ...] = (
     Rule("train.steps", "allowed", "the run ends earlier or later"),
     Rule(LENGTH, "warned", "the learning rate follows a schedule of another length from here"),
+    Rule(BETAS, "impossible", "the weights in training have another relation to their averages"),
     Rule("save.*", "allowed", "the weights do not depend on it"),
     Rule("sample.*", "allowed", "the weights do not depend on it"),
     Rule("validate.*", "allowed", "the weights do not depend on it"),
@@ -39,6 +43,9 @@ TABLE: tuple[Rule, ...] = (
     Rule("train.gradient_checkpointing", "allowed", "it trades time for memory"),
     Rule("train.device", "allowed", "the samples stay; the last digits of the numbers differ between devices"),
     Rule("torch.threads", "allowed", "the samples stay; the last digits of the numbers may differ"),
+    Rule("train.epochs", "allowed", "the run ends earlier or later"),
+    Rule("optim.ema_offload", "allowed", "it trades time for the device's memory"),
+    Rule("model.vae", "allowed", "`base` says whether the weights are the same"),
     Rule("model.base", "allowed", "`base` says whether the weights are the same"),
     Rule("model.revision", "allowed", "`base` says whether the weights are the same"),
     Rule("data.*.path", "allowed", "`data` says whether the pictures are the same"),
@@ -52,6 +59,12 @@ TABLE: tuple[Rule, ...] = (
     Rule("optim.betas*", "warned", "the run takes another course from here"),
     Rule("optim.eps", "warned", "the run takes another course from here"),
     Rule("optim.weight_decay", "warned", "the run takes another course from here"),
+    Rule("optim.text_encoder*", "warned", "the run takes another course from here"),
+    Rule("optim.token_lr", "warned", "the run takes another course from here"),
+    Rule("optim.beta3", "warned", "the run takes another course from here"),
+    Rule("optim.decouple", "warned", "the run takes another course from here"),
+    Rule("optim.bias_correction", "warned", "the run takes another course from here"),
+    Rule("optim.safeguard_warmup", "warned", "the run takes another course from here"),
     Rule("optim.clip", "warned", "the run takes another course from here"),
     Rule("objective.*", "warned", "the run takes another course from here, and losses do not compare"),
     Rule("torch.*", "warned", "the last digits of the numbers differ from here"),
@@ -68,6 +81,8 @@ TABLE: tuple[Rule, ...] = (
     Rule("base.*", "impossible", "the checkpoint belongs to other weights"),
     Rule("model.*", "impossible", "the checkpoint belongs to other weights"),
     Rule("adapter.*", "impossible", "the checkpoint's weights have another shape or meaning"),
+    Rule("rules*", "impossible", "the checkpoint's weights have another shape or meaning"),
+    Rule("tokens*", "impossible", "the checkpoint's words are others"),
     Rule("optim.name", "impossible", "the optimiser's state has another meaning"),
     Rule("optim.ema", "impossible", "the averaged weights would be missing or have another meaning"),
     Rule("engine", "impossible", "the engine's state has another form"),
@@ -84,18 +99,22 @@ def compatible(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[list[str
     before, after = flatten(old), flatten(new)
     if _stretches(before) and _stretches(after):
         before, after = ({**each, LENGTH: each.get("train.steps")} for each in (before, after))
+    if _averaging(before) and _averaging(after):
+        before, after = ({**each, BETAS: each.get("optim.betas")} for each in (before, after))
     warnings, refusals = [], []
     for key in sorted(before.keys() | after.keys()):
         was, now = before.get(key), after.get(key)
         rule = decide(key)
         if was == now or rule.decision == "allowed":
             continue
-        shown = "train.steps" if key == LENGTH else key
+        shown = {LENGTH: "train.steps", BETAS: "optim.betas"}.get(key, key)
         change = f"{shown} was {_shown(was)} and is now {_shown(now)}: {rule.why}"
         if rule.decision == "warned":
             warnings.append(change)
         elif key.startswith("base."):
-            refusals.append(_other_base(key, rule, before.get("model.base"), after.get("model.base")))
+            other_vae = key == "base.vae" and (before.get("model.vae") or "") != (after.get("model.vae") or "")
+            named = "model.vae" if other_vae else "model.base"
+            refusals.append(_other_base(key, rule, named, before.get(named), after.get(named)))
         else:
             refusals.append(
                 f"{change}; this would be another run: put {_shown(was)} back, or start a new run with --out"
@@ -103,19 +122,24 @@ def compatible(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[list[str
     return warnings, refusals
 
 
+def _averaging(flat: Mapping[str, Any]) -> bool:
+    """Whether the weights in training stand in a relation to their averages that optim.betas decides."""
+    return flat.get("optim.name") == "adamw_schedule_free"
+
+
 def _stretches(flat: Mapping[str, Any]) -> bool:
     """Whether the learning rate of a step depends on how many steps there are."""
-    return not str(flat.get("optim.schedule") or "constant").startswith("constant")
+    return not str(flat.get("optim.schedule") or "constant").startswith("constant") or bool(flat.get("adapter.pivot"))
 
 
-def _other_base(key: str, rule: Rule, was: Any, now: Any) -> str:
-    """Two hashes tell people nothing; what they know is the model's name."""
-    named = f"model.base was {_shown(was)} and is now {_shown(now)}"
+def _other_base(key: str, rule: Rule, name: str, was: Any, now: Any) -> str:
+    """Two hashes tell people nothing; what they know is the model's name, which the recipe key `name` holds."""
+    named = f"{name} was {_shown(was)} and is now {_shown(now)}"
     if was == now:
-        named = f"model.base is {_shown(now)} as before, but its files have changed"
+        named = f"{name} is {_shown(now)} as before, but its files have changed"
     return (
         f"the base model's {key.removeprefix('base.')} is not the one that this run began with ({named}): {rule.why}; "
-        "set model.base to the model that it began with, or start a new run with --out"
+        f"set {name} to the model that it began with, or start a new run with --out"
     )
 
 

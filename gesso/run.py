@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from gesso import __version__, loop, models
+from gesso import __version__, loop, models, settings, words
 from gesso.checkpoint import Checkpoint, Checkpoints, compatible
 from gesso.data.record import Record
 from gesso.engines.engine import Engine
@@ -38,8 +38,13 @@ def train(loaded: Loaded, *, dry_run: bool = False, extra: Extra | None = None) 
 
     # The data is read first: whatever is wrong with it is said before anything heavy is loaded.
     learning, holding = pictures(recipe)
+    recipe = settings.settled(recipe, len(learning))
     source = models.whole(models.resolve(recipe.model.base, recipe.model.revision))
     family = find(source.pipeline)
+    settings.fits(recipe, family)
+    captions = [caption for record in learning for caption in record.captions]
+    words.check_used(settings.tokens(recipe), [*captions, recipe.prior.prompt])
+    source = models.with_vae(source, recipe.model.vae)
     objective = make_objective(recipe, source)
     if dry_run:
         print(outline(recipe, source, learning, holding))
@@ -47,9 +52,9 @@ def train(loaded: Loaded, *, dry_run: bool = False, extra: Extra | None = None) 
 
     pipeline.check(source.folder, out)
     probe(out)
-    with RunLock(out), Stop() as stop, Listeners(out, recipe.track, stop) as listeners:
+    with RunLock(out), models.composed(source) as base, Stop() as stop, Listeners(out, recipe.track, stop) as listeners:
         engine = create_engine(recipe)
-        job = Job(recipe=recipe, out=out, source=source, family=family, objective=objective, engine=engine)
+        job = Job(recipe=recipe, out=out, source=base, family=family, objective=objective, engine=engine)
         last = carry_out(loaded, job, learning, holding, listeners, stop)
         report = page.write(out, extra=extra(out, listeners) if extra and isinstance(last, Finished) else ())
         listeners.say(f"report: {report}")
@@ -76,17 +81,17 @@ def carry_out(
 
     # The model, and what the pictures and captions look like to it.
     job.load()
-    of_class = job.class_pictures(listeners.progress)
+    of_class = job.class_records(learning, listeners.progress)
     if changes := models.scheduler_changes(recipe.objective):
         # Only what has been trained can be drawn so: the class pictures above are the base's as it is.
         job.load(changes)
     dataset, prepared = job.encode([*learning, *of_class], listeners.progress)
-    validation, held = job.held_out(holding, listeners.progress)
     lock = dataset.lock([Path(table.path) for table in recipe.data])
     fingerprint = {**job.fingerprint(), "data": lock["fingerprint"]}
 
     # What will be trained, and from where: the beginning, or the newest checkpoint.
-    trainable = engine.attach(job.adapter, job.optim)
+    trainable = job.attach()
+    validation, held = job.held_out(holding, listeners.progress)  # its captions are read with the new words
     results = Results(
         out=out, source=job.source, recipe=recipe, engine=engine, fingerprint=fingerprint, pictures=len(learning)
     )
@@ -141,7 +146,7 @@ def outline(recipe: Recipe, source: ModelSource, learning: list[Record], holding
     return "\n".join(
         [
             f"model     {source.name} ({source.pipeline})",
-            f"learns    {recipe.adapter.kind if recipe.adapter.kind != 'none' else ' + '.join(recipe.model.train)}",
+            f"learns    {settings.what(recipe)}",
             f"pictures  {len(learning)}{held}",
             f"steps     {steps} of {batch} pictures: each picture is seen {steps * batch / len(learning):.1f} times",
             f"result    {recipe.out}",

@@ -52,7 +52,7 @@ class AdapterTable(Table):
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.0, description="dropout in front of the adapter")
     targets: tuple[str, ...] = Field(
         (),
-        description="layers of the denoiser that get an adapter, as endings or regular expressions; the family's if none",
+        description="the denoiser's layers that get an adapter: endings or regular expressions; the family's if none",
     )
     text_targets: tuple[str, ...] = Field((), description="the same for the text encoders in model.train")
     factor: Annotated[int, Field(ge=-1)] = Field(-1, description="size of lokr's smaller factor; -1 for the most even")
@@ -148,7 +148,7 @@ class ObjectiveTable(Table):
     noise_offset_random: bool = Field(False, description="draw the offset's strength for each picture, from 0 to it")
     pyramid_noise: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
         0.0,
-        description="share by which each coarser layer of pyramid noise counts less; 0 for none, 0.3 to 0.8 is usual",
+        description="what each coarser layer of pyramid noise counts of the one before; 0 for none, 0.3 to 0.8 usual",
     )
     pyramid_levels: Annotated[int, Field(ge=2, le=10)] = Field(6, description="layers of pyramid noise")
     input_perturbation: NonNegative = Field(
@@ -180,8 +180,8 @@ class OptimTable(Table):
         "adamw", "adam", "sgd", "adamw_8bit", "adafactor", "lion", "prodigy", "adamw_schedule_free", "muon"
     ] = Field("adamw", description="the optimiser")
     lr: Positive = Field(1e-4, description="learning rate; 1 for prodigy, which finds its own")
-    text_encoder_lr: NonNegative | None = Field(None, description="learning rate of text_encoder; lr when left out")
-    text_encoder_2_lr: NonNegative | None = Field(
+    text_encoder_lr: Positive | None = Field(None, description="learning rate of text_encoder; lr when left out")
+    text_encoder_2_lr: Positive | None = Field(
         None, description="learning rate of text_encoder_2; that of text_encoder when left out"
     )
     token_lr: Positive | None = Field(None, description="learning rate of the words of [[tokens]]; lr when left out")

@@ -22,6 +22,16 @@ def blank(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def blank_xl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Stable Diffusion XL pipeline folder with random weights, 64 × 64 pixels, 16 × 16 latents."""
+    from gesso.engines.torch.demo.blank_xl import write
+
+    folder = tmp_path_factory.mktemp("blank_xl")
+    write(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def linear(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder for the reference engine, 32 × 32 pixels."""
     from gesso.engines.reference.model import write

@@ -45,7 +45,7 @@ def recipe(folder: Path, base: Path, **tables: Mapping[str, Any] | str | int) ->
     for name, table in tables.items():
         key = name.rstrip("_")
         whole[key] = {**whole.get(key, {}), **table} if isinstance(table, Mapping) else table
-    if whole["adapter"]["kind"] == "none":  # the rank of an adapter that is not there is refused
+    if whole["adapter"]["kind"] in ("none", "ti"):  # the rank of an adapter that is not there is refused
         whole["adapter"].pop("rank", None)
     path = folder / "recipe.toml"
     path.write_text(tomlkit.dumps(whole), encoding="utf-8")

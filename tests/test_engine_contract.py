@@ -19,7 +19,7 @@ from gesso.objective.coefficients import Coefficients
 from gesso.objective.objective import Objective
 from gesso.schema import TorchEngine
 
-LORA = Adapter(rank=2, alpha=4, targets=("to_q", "conv1"))
+LORA = Adapter(rank=2, alpha=4, targets={"unet": ("to_q", "conv1")})
 FAMILY = find("StableDiffusionPipeline")
 
 
@@ -71,7 +71,7 @@ def weights(engine: Engine) -> dict[str, Array]:
 
 def take(engine: Engine, batch: Batch, c: Coefficients, size: int = 4, steps: int = 1) -> list[float]:
     parts = [(batch.rows(at, at + size), c.rows(at, at + size)) for at in range(0, len(batch), size)]
-    return [engine.step(parts, lr=1e-3, ema_decay=0.5, key=step).read().loss for step in range(steps)]
+    return [engine.step(parts, lr={"unet": 1e-3}, ema_decay=0.5, key=step).read().loss for step in range(steps)]
 
 
 def test_a_step_moves_what_is_trained_and_learns(name: str, adapter: Adapter | None, blank: Path) -> None:
@@ -122,15 +122,15 @@ def test_read_and_write_carry_everything(name: str, adapter: Adapter | None, bla
     straight = create(name, blank, adapter=adapter)
     batch, c = rows(straight)
     for key in range(3):
-        straight.step([(batch, c)], lr=1e-3, ema_decay=0.9, key=key).read()
+        straight.step([(batch, c)], lr={"unet": 1e-3}, ema_decay=0.9, key=key).read()
     first = create(name, blank, adapter=adapter)
-    first.step([(batch, c)], lr=1e-3, ema_decay=0.9, key=0).read()
+    first.step([(batch, c)], lr={"unet": 1e-3}, ema_decay=0.9, key=0).read()
     saved = first.read()
-    first.step([(batch, c)], lr=1e-3, ema_decay=0.9, key=9).read()  # what was read must not change with it
+    first.step([(batch, c)], lr={"unet": 1e-3}, ema_decay=0.9, key=9).read()  # what was read must not change with it
     second = create(name, blank, adapter=adapter)
     second.write(saved)
     for key in (1, 2):
-        second.step([(batch, c)], lr=1e-3, ema_decay=0.9, key=key).read()
+        second.step([(batch, c)], lr={"unet": 1e-3}, ema_decay=0.9, key=key).read()
     one, other = straight.read(), second.read()
     assert one.keys() == other.keys()
     for file in one:
@@ -151,7 +151,7 @@ def test_a_step_without_finite_gradient_changes_nothing(name: str, adapter: Adap
     take(engine, batch, c)
     before = engine.read()
     poisoned = replace(batch, x0=np.full_like(batch.x0, np.nan))
-    metrics = engine.step([(poisoned, c)], lr=1e-3, ema_decay=0.5, key=1).read()
+    metrics = engine.step([(poisoned, c)], lr={"unet": 1e-3}, ema_decay=0.5, key=1).read()
     assert metrics.skipped
     after = engine.read()
     for file in ("weights", "optimizer"):
@@ -163,7 +163,7 @@ def test_clipping_clips(name: str, blank: Path) -> None:
     for clip in (0.0, 0.01):
         engine = create(name, blank, adapter=None, optim=Optim(clip=clip))
         batch, c = rows(engine)
-        norm = engine.step([(batch, c)], lr=1e-3, ema_decay=0.0, key=0).read().grad_norm
+        norm = engine.step([(batch, c)], lr={"unet": 1e-3}, ema_decay=0.0, key=0).read().grad_norm
         first = [v for k, v in engine.read()["optimizer"].items() if k.startswith(("exp_avg/", "m/"))]
         moments.append(np.sqrt(sum(np.square(v, dtype=np.float64).sum() for v in first)))
     assert norm > 0.01
@@ -176,7 +176,7 @@ def test_averages_follow_the_weights(name: str, blank: Path) -> None:
     engine = create(name, blank, adapter=None)
     start = weights(engine)
     batch, c = rows(engine)
-    engine.step([(batch, c)], lr=1e-3, ema_decay=0.75, key=0).read()
+    engine.step([(batch, c)], lr={"unet": 1e-3}, ema_decay=0.75, key=0).read()
     live, average = engine.read()["weights"], engine.read()["ema"]
     for key in start:
         assert average[key] == pytest.approx(0.75 * start[key] + 0.25 * live[key], abs=1e-6)

@@ -107,6 +107,24 @@ def test_the_lora_metadata_holds_only_what_old_peft_takes(tmp_path: Path) -> Non
     assert {name: array.dtype.name for name, array in found.items()} == dict.fromkeys(arrays, "float32")
 
 
+def test_each_module_keeps_its_own_rank_and_alpha(tmp_path: Path) -> None:
+    arrays: dict[str, Any] = {}
+    sizes = {"unet.a": (4, 2.0), "unet.b": (4, 2.0), "unet.x.a": (2, 2.5), "text_encoder.text_model.a": (1, 2.0)}
+    for module, (rank, _) in sizes.items():
+        arrays[f"{module}.lora_A.weight"] = np.ones((rank, 3), np.float32)
+        arrays[f"{module}.lora_B.weight"] = np.ones((2, rank), np.float32)
+    config = lora.Config.of(sizes)
+    assert (config.rank, config.alpha) == (4, 2.0)
+    lora.write(tmp_path, arrays, config)
+    fields = json.loads(tensors.header(tmp_path / lora.FILE).metadata["lora_adapter_metadata"])
+    assert fields["unet.rank_pattern"] == {r"^x\.a": 2}  # "a" alone would mean x.a, too
+    assert fields["unet.alpha_pattern"] == {r"^x\.a": 2.5}
+    assert (fields["unet.r"], fields["unet.lora_alpha"], fields["text_encoder.r"]) == (4, 2, 1)
+    found, again = lora.read(tmp_path)
+    assert {module: again.size(module) for module in sizes} == sizes
+    assert found.keys() == arrays.keys()
+
+
 def test_a_lora_that_cannot_be_carried_over_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     pair: dict[str, Any]
@@ -117,19 +135,33 @@ def test_a_lora_that_cannot_be_carried_over_is_refused(tmp_path: Path) -> None:
     tensors.save(path, {"lora_unet_a.lora_down.weight": a})
     with pytest.raises(StorageError, match="lora_unet_a"):
         lora.read(path)
-    tensors.save(path, {**pair, "unet.b.lora_A.weight": a[:2], "unet.b.lora_B.weight": b[:, :2]})
-    with pytest.raises(StorageError, match=r"more than one rank \(\[2, 4\]\)"):
+    tensors.save(path, {**pair, "unet.b.lora_A.weight": a[:2], "unet.b.lora_B.weight": b})
+    with pytest.raises(StorageError, match=r'the matrices of "unet.b" are not of rank 2'):
+        lora.read(path)
+    tensors.save(path, pair, {"lora_adapter_metadata": '{"unet.r": 8}'})
+    with pytest.raises(StorageError, match=r'the matrices of "unet.a" are not of rank 8'):
+        lora.read(path)
+    tensors.save(path, {**pair, "unet.a.lora_magnitude_vector": b[:, 0], "unet.b.lora_A.weight": a})
+    with pytest.raises(StorageError, match=r'is there without "unet.b.lora_B.weight"'):
+        lora.read(path)
+    tensors.save(path, {"unet.a.lora_A.weight": a[0], "unet.a.lora_B.weight": b})
+    with pytest.raises(StorageError, match="are not of rank"):
         lora.read(path)
     tensors.save(path, {"unet.a.lora_A.weight": a})
     with pytest.raises(StorageError, match="lora_B"):
         lora.read(path)
-    tensors.save(path, pair, {"lora_adapter_metadata": '{"unet.r": 4, "unet.use_dora": true}'})
-    with pytest.raises(StorageError, match="use_dora"):
+    tensors.save(path, pair, {"lora_adapter_metadata": '{"unet.r": 4, "unet.use_rslora": true}'})
+    with pytest.raises(StorageError, match="use_rslora"):
         lora.read(path)
     tensors.save(path, pair, {"lora_adapter_metadata": "{"})
     with pytest.raises(StorageError, match="adapter metadata cannot be read"):
         lora.read(path)
+    tensors.save(path, pair, {"lora_adapter_metadata": '{"unet.r": 4, "unet.alpha_pattern": {"(": 1}}'})
+    with pytest.raises(StorageError, match="adapter metadata cannot be read"):
+        lora.read(path)
     with pytest.raises(RecipeError, match="not of rank 8"):
         lora.write(path, pair, lora.Config(rank=8, alpha=8.0))
+    with pytest.raises(RecipeError, match="not the matrices of a dora"):
+        lora.write(path, pair, lora.Config(rank=4, alpha=4.0, kind="dora"))
     with pytest.raises(RecipeError, match="not the name of a LoRA matrix"):
         lora.write(path, {"unet.a.weight": a}, lora.Config(rank=4, alpha=4.0))

@@ -69,7 +69,8 @@ prompts = "a dog"
         "  dog.toml:7: train.flip is 1, must be true or false",
         "  dog.toml:8: train.caption_dropout is 1.5, must be from 0 to 1",
         "  dog.toml:10: optim.lr is NaN, must be a number, above 0",
-        '  dog.toml:11: optim.name is "adamx", must be one of "adamw", "adam", "sgd"',
+        '  dog.toml:11: optim.name is "adamx", must be one of "adamw", "adam", "sgd", "adamw_8bit", "adafactor", '
+        '"lion", "prodigy", "adamw_schedule_free", "muon"',
         "  dog.toml:12: optim.betas is [0.9], must be a list of 2, each a number, from 0 to 1",
         "  dog.toml:14: sample.seeds is [], must not be empty",
         '  dog.toml:15: sample.prompts is "a dog", must be a list, each text in quotes',
@@ -165,7 +166,6 @@ def test_what_is_wrong_with_flags(tmp_path: Path, flags: list[str], said: str) -
         ("--prior.path x", "--prior.path: prior.path has no effect without prior.prompt"),
         ("--validate.path x --validate.holdout 0.5", "validate.path and validate.holdout are both given"),
         ("--validate.every 5", "validate.every has no effect without validate.path or validate.holdout"),
-        ('--model.train ["text_encoder"]', "adapters of text encoders are not available yet"),
         ("--objective.gamma 5", 'objective.gamma has no effect with objective.weighting = "uniform"'),
         ("--objective.gamma 5 --objective.weighting debiased", "objective.gamma has no effect"),
         ("--objective.times-begin 5", 'objective.times_begin has no effect with objective.times = "uniform"'),
@@ -192,7 +192,34 @@ def test_what_is_wrong_with_flags(tmp_path: Path, flags: list[str], said: str) -
         ("--adapter.kind none --adapter.alpha 4", "adapter.alpha has no effect"),
         ("--adapter.kind none --adapter.dropout 0.1", "adapter.dropout has no effect"),
         ('--adapter.kind none --adapter.targets ["to_q"]', "adapter.targets has no effect"),
-        ('--model.train ["unet"]', 'model.train has no effect with adapter.kind = "lora"'),
+        (
+            '--adapter.kind ti --tokens.name <x> --model.train ["unet"]',
+            'model.train has no effect with adapter.kind = "ti"',
+        ),
+        ("--adapter.kind ti --tokens.name <x> --adapter.rank 4", 'adapter.rank has no effect with adapter.kind = "ti"'),
+        ("--adapter.kind ti", "learns new words, and there are none"),
+        ("--adapter.kind none --tokens.name <x>", "are learned alone"),
+        ("--tokens.name <x> --tokens.1.name <x>", '[[tokens]] has the word "<x>" twice'),
+        ("--tokens.1.name <x>", "there is no tokens.0 yet"),
+        ("--adapter.pivot 0.5", "adapter.pivot has no effect without both [[tokens]] and an adapter"),
+        ("--adapter.factor 4", 'adapter.factor has no effect with adapter.kind = "lora"'),
+        ("--adapter.kind oft --adapter.alpha 4", 'adapter.alpha has no effect with adapter.kind = "oft"'),
+        ("--adapter.text-targets q_proj", "adapter.text_targets has no effect without a text encoder in model.train"),
+        ("--rules.match to_q", 'the rule for "to_q" changes nothing'),
+        ("--rules.match to_q --rules.rank 4 --rules.skip", "skips its layers and yet gives them rank"),
+        ("--adapter.kind none --rules.match to_q --rules.rank 4", "[[rules]] are for adapters"),
+        ("--optim.text-encoder-lr 1e-5", "optim.text_encoder_lr has no effect without a text encoder in model.train"),
+        ("--optim.token-lr 1e-3", "optim.token_lr has no effect without [[tokens]]"),
+        ("--optim.name prodigy", "set optim.lr = 1"),
+        ("--optim.safeguard-warmup false", "optim.safeguard_warmup has no effect"),
+        ("--optim.name adamw_schedule_free --optim.ema 0.9", "both average the weights"),
+        ("--optim.name adamw_schedule_free --optim.schedule cosine", "stands in for a schedule"),
+        ("--optim.ema-offload", "optim.ema_offload has no effect without optim.ema"),
+        ("--train.epochs 2 --train.steps 5", "train.steps has no effect with train.epochs"),
+        ("--save.every 3 --save.every-epochs 2", "save.every and save.every_epochs are both given"),
+        ("--prior.prompt x --prior.kind teacher --prior.pictures 9", "prior.pictures has no effect"),
+        ("--prior.prompt x --prior.captions c.txt", "prior.captions has no effect"),
+        ("--engine reference --objective.loss huber", "does not have objective.loss"),
         ("--engine reference --train.gradient-checkpointing", "train.gradient_checkpointing has no effect with engine"),
         ("--engine reference --train.precision bf16", 'train.precision has no effect with engine = "reference"'),
         ("--engine reference --train.device cuda:1", 'train.device has no effect with engine = "reference"'),
@@ -274,6 +301,11 @@ prompt = "first line\\nsecond\\u007f"
 [[data]]
 path = "more"
 weight = 0.5
+[[rules]]
+match = "unet.mid_block.*"
+rank = 4
+[[tokens]]
+name = "<dög>"
 [objective]
 weighting = "min_snr"
 [optim]

@@ -29,6 +29,7 @@ from torch_plain import (
     assert_same_gradients,
     create,
     gradients,
+    rates,
     rows,
 )
 from torch_runs import go, torch_recipe, watch
@@ -59,7 +60,9 @@ def test_loss_and_gradients_are_the_plain_loops(blank: Path, trained: str, predi
     torch.autograd.backward(loss)
 
     assert engine.evaluate(batch, c) == pytest.approx(errors.detach().numpy(), rel=1e-5)
-    assert engine.step([(batch, c)], lr=1e-3, ema_decay=0.0, key=0).read().loss == pytest.approx(loss.item(), rel=1e-5)
+    assert engine.step([(batch, c)], lr=rates(1e-3), ema_decay=0.0, key=0).read().loss == pytest.approx(
+        loss.item(), rel=1e-5
+    )
     assert_same_gradients(engine, plain.parameters())
 
 
@@ -78,7 +81,9 @@ def test_prior_preservation_is_instance_plus_share_of_class(blank: Path, trained
     loss = instance + share * errors[2:].mean()
     torch.autograd.backward(loss)
 
-    taken = engine.step([(replace(batch, weight=halves), replace(c, w=weights))], lr=1e-3, ema_decay=0.0, key=0).read()
+    taken = engine.step(
+        [(replace(batch, weight=halves), replace(c, w=weights))], lr=rates(1e-3), ema_decay=0.0, key=0
+    ).read()
     assert taken.loss == pytest.approx(loss.item(), rel=1e-5)
     assert_same_gradients(engine, plain.parameters())
 
@@ -89,7 +94,7 @@ def test_optimisers_are_torchs_own(blank: Path, trained: str, name: str) -> None
 
     Before them a step without finite gradient, which must leave no trace (the fused SGD of torch left one).
     """
-    optim = Optim(name=name, betas=(0.8, 0.95), eps=1e-7, weight_decay=0.1, clip=0.05)
+    optim = Optim(name=name, betas=(0.8, 0.95), eps=1e-7, weight_decay=0.1, text_weight_decay=0.1, clip=0.05)
     engine = create(blank, trained, optim=optim)
     copies = {name: nn.Parameter(torch.from_numpy(value)) for name, value in engine.read()["weights"].items()}
     adam: dict[str, Any] = {"lr": 0.0, "betas": (0.8, 0.95), "eps": 1e-7, "weight_decay": 0.1, "foreach": False}
@@ -110,10 +115,10 @@ def test_optimisers_are_torchs_own(blank: Path, trained: str, name: str) -> None
 
     batch, c = rows(engine, Objective(), tokens=trained == "both")
     poisoned = replace(batch, x0=np.full_like(batch.x0, np.nan))
-    assert engine.step([(poisoned, c)], lr=1e-3, ema_decay=0.0, key=0).read().skipped
-    engine.optimizer.register_step_pre_hook(same_step)
+    assert engine.step([(poisoned, c)], lr=rates(1e-3), ema_decay=0.0, key=0).read().skipped
+    engine.optimizer.made[0].register_step_pre_hook(same_step)
     for step, lr in enumerate((1e-3, 2e-3, 5e-4)):
-        metrics = engine.step([(batch, c)], lr=lr, ema_decay=0.0, key=step).read()
+        metrics = engine.step([(batch, c)], lr=rates(lr), ema_decay=0.0, key=step).read()
         assert metrics.grad_norm > 0.05, "nothing was clipped"
         own.param_groups[0]["lr"] = lr
         own.step()
@@ -144,7 +149,7 @@ def test_gradient_checkpointing_recomputes_and_changes_nothing(blank: Path, trai
         if trained == "both":
             counters.append(calls(engine.models.get("text_encoder"), ("CLIPAttention",)))
         seen = [next(counter) for counter in counters]
-        loss = engine.step([(batch, c)], lr=1e-3, ema_decay=0.0, key=0).read().loss
+        loss = engine.step([(batch, c)], lr=rates(1e-3), ema_decay=0.0, key=0).read().loss
         results.append((loss, gradients(engine), [sorted(names) for names in seen]))
     (loss, plain, once), (again, recomputed, twice) = results
     assert again == loss
@@ -163,7 +168,7 @@ def test_half_precision_computes_in_half_and_remembers_in_full(blank: Path, trai
         engine = create(blank, trained, precision=each, optim=Optim(ema=True))
         tokens = trained == "both"
         batch, c = rows(engine, Objective(), tokens=tokens)
-        losses[each] = [engine.step([(batch, c)], lr=1e-4, ema_decay=0.5, key=k).read().loss for k in range(2)]
+        losses[each] = [engine.step([(batch, c)], lr=rates(1e-4), ema_decay=0.5, key=k).read().loss for k in range(2)]
     assert losses[precision] == pytest.approx(losses["fp32"], rel=2e-2)
     assert losses[precision] != losses["fp32"], "this was computed in full precision"
     assert {value.dtype for value in engine.trained.values()} == {torch.float32}
@@ -180,11 +185,11 @@ def test_half_precision_computes_in_half_and_remembers_in_full(blank: Path, trai
 def test_the_loss_scale_is_part_of_the_state(blank: Path, trained: str) -> None:
     first = create(blank, trained, precision="fp16")
     batch, c = rows(first, Objective(), tokens=trained == "both")
-    first.step([(batch, c)], lr=1e-4, ema_decay=0.0, key=0).read()
+    first.step([(batch, c)], lr=rates(1e-4), ema_decay=0.0, key=0).read()
     assert first.read()["optimizer"]["scaler"].tolist() == [2.0**14, 1.0]
     before = first.read()["weights"]
     poisoned = replace(batch, x0=np.full_like(batch.x0, np.inf))
-    metrics = first.step([(poisoned, c)], lr=1e-4, ema_decay=0.0, key=1).read()
+    metrics = first.step([(poisoned, c)], lr=rates(1e-4), ema_decay=0.0, key=1).read()
     assert metrics.skipped
     saved = first.read()
     assert all(np.array_equal(before[name], saved["weights"][name]) for name in before)
@@ -194,7 +199,7 @@ def test_the_loss_scale_is_part_of_the_state(blank: Path, trained: str) -> None:
     second.write(saved)
     assert second.read()["optimizer"]["scaler"].tolist() == [2.0**13, 0.0]
     for engine in (first, second):
-        engine.step([(batch, c)], lr=1e-4, ema_decay=0.0, key=2).read()
+        engine.step([(batch, c)], lr=rates(1e-4), ema_decay=0.0, key=2).read()
     one, other = first.read(), second.read()
     assert all(np.array_equal(one[file][key], other[file][key]) for file in one for key in one[file])
 
@@ -239,7 +244,7 @@ def test_a_whole_run_is_the_plain_loop(tmp_path: Path, blank: Path, kind: str, m
     """`gesso train` for five steps, and the plain loop with torch's AdamW on the same latents, noise and timesteps."""
     pictures(tmp_path / "pictures", 4)
     seen = watch(monkeypatch)
-    lora = {"kind": "lora", "rank": LORA.rank, "alpha": LORA.alpha, "targets": list(LORA.targets)}
+    lora = {"kind": "lora", "rank": LORA.rank, "alpha": LORA.alpha, "targets": list(LORA.targets["unet"])}
     path = torch_recipe(
         tmp_path,
         blank,

@@ -156,7 +156,8 @@ def test_tensorboard_reads_what_was_written(tmp_path: Path) -> None:
     tracker.close()
     tracker.handle(stepped(9))  # after the end, nothing
     found = accumulated(tmp_path / "logs")
-    assert sorted(found.Tags()["scalars"]) == ["train/grad_norm", "train/loss", "train/lr", "validate/loss"]
+    held_out = ["validate/level_0100", "validate/loss", "validate_error/loss"]
+    assert sorted(found.Tags()["scalars"]) == ["train/grad_norm", "train/loss", "train/lr", *held_out]
     losses = [(event.step, event.value) for event in found.Scalars("train/loss")]
     assert losses == [(step, pytest.approx(0.4 / step)) for step in (1, 2, 3, 4)]
     assert found.Tags()["tensors"] == ["samples/00 a kite"]

@@ -26,10 +26,15 @@ from gesso.schema import TorchEngine
 
 CAPTIONS = ["a cat", "an apple on a red background", "", "a toy on a green background"]
 TIMESTEPS = np.array([10, 300, 600, 990])
-LORA = Adapter(rank=3, alpha=5.0, targets=("to_q", "to_k", "to_v", "to_out.0", "conv1"))
+LORA = Adapter(rank=3, alpha=5.0, targets={"unet": ("to_q", "to_k", "to_v", "to_out.0", "conv1")})
 FAMILY = find("StableDiffusionPipeline")
 PLAIN = Optim(clip=0.0)
 ATTACHED = {"unet": ("unet",), "both": ("unet", "text_encoder"), "lora": ()}
+
+
+def rates(lr: float) -> dict[str, float]:
+    """The same learning rate for every part."""
+    return {"unet": lr, "text_encoder": lr}
 
 
 def create(blank: Path, trained: str, *, optim: Optim = PLAIN, seed: int = 0, **options: Any) -> Any:
@@ -79,7 +84,7 @@ class Plain:
         text_encoder.requires_grad_(trained == "both")
         if trained == "lora":
             unet.requires_grad_(False)
-            unet.add_adapter(LoraConfig(r=LORA.rank, lora_alpha=LORA.alpha, target_modules=list(LORA.targets)))
+            unet.add_adapter(LoraConfig(r=LORA.rank, lora_alpha=LORA.alpha, target_modules=list(LORA.targets["unet"])))
             own = dict(unet.named_parameters())
             for name, value in engine.read()["weights"].items():
                 inner = name.removeprefix("unet.").replace(".weight", ".default.weight")

@@ -42,6 +42,13 @@ def arguments(parser: Parser) -> None:
     group.add_argument("--scheduler", default="", help="a diffusers scheduler class (default: the model's own)")
     group.add_argument("--lora", type=Path, action="append", default=[], help="a LoRA file or run (repeatable)")
     group.add_argument("--strength", type=float, action="append", help="of all LoRAs, or of each (default 1)")
+    group.add_argument("--words", type=Path, action="append", default=[], help="a file of a learned word (repeatable)")
+    group.add_argument("--vae", default="", help="another autoencoder: folder, Hub id, or a model that has one")
+    group.add_argument("--refiner", default="", help="SDXL: a second stage that goes on with each picture")
+    group.add_argument(
+        "--handover", type=float, help="share of the noise that the model removes itself, such as 0.8; without it the "
+        "refiner draws the last of each finished picture anew",
+    )  # fmt: skip
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, npu")
     group.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"), help="(default auto)")
     group.add_argument("--dry-run", action="store_true", help="check everything, say what would be drawn and where")
@@ -84,6 +91,10 @@ def _request(options: argparse.Namespace) -> Request:
         scheduler=options.scheduler,
         loras=tuple(options.lora),
         strengths=tuple(options.strength or ()),
+        words=tuple(options.words),
+        vae=options.vae,
+        refiner=options.refiner,
+        handover=options.handover,
         device=options.device,
         precision=options.precision,
     )

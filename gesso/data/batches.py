@@ -19,6 +19,7 @@ from gesso.arrays import Float32, Latents
 from gesso.data.batch import Batch
 from gesso.data.dataset import Dataset
 from gesso.data.plan import GROUPS, Plan, Slot
+from gesso.families.family import Scale
 from gesso.keys import normals
 from gesso.objective.coefficients import Coefficients
 from gesso.objective.objective import Objective
@@ -31,14 +32,16 @@ Step = tuple[Batch, Coefficients]
 
 @dataclass(frozen=True, kw_only=True)
 class Batches:
-    """Plan × dataset × objective. `scale` and `shift` are the autoencoder's `scaling_factor` and `shift_factor`."""
+    """Plan × dataset × objective. `scale` and `shift` are as `Family.scale` gives them."""
 
     plan: Plan
     dataset: Dataset
     objective: Objective
-    scale: float
-    shift: float = 0.0
+    scale: Scale
+    shift: Scale = 0.0
     prior_weight: float = 1.0
+    teacher: bool = False
+    """Class rows aim at what the base model answers, instead of at a picture."""
 
     def step(self, step: int) -> Step:
         """What step 0, 1, … learns from: the whole global batch, class rows after instance rows."""
@@ -54,9 +57,13 @@ class Batches:
             x0=x0,
             eps_in=eps_in,
             eps_target=eps_target,
-            cond=self.dataset.condition([self.dataset.caption(slot) for slot in slots]),
+            cond={
+                **self.dataset.condition([self.dataset.caption(slot) for slot in slots]),
+                **self.dataset.sizes(slots),
+            },
             weight=self._weights(slots),
             ids=np.array([slot.row for slot in slots], dtype=np.int64),
+            teacher=(np.arange(len(slots)) >= instances).astype(np.float32) if self.teacher else None,
         )
         timesteps = self.objective.draw(self.plan.seed, places)
         weighted, plain = self.objective.at(timesteps[:instances]), self.objective.plain(timesteps[instances:])
@@ -85,7 +92,7 @@ class Batches:
 
 
 def held_out(
-    dataset: Dataset, *, objective: Objective, scale: float, shift: float = 0.0, seed: int, timesteps: int, batch: int
+    dataset: Dataset, *, objective: Objective, scale: Scale, shift: Scale = 0.0, seed: int, timesteps: int, batch: int
 ) -> list[Step]:
     """Every record of `dataset` at `timesteps` evenly spaced noise levels, in batches of up to `batch` rows a level.
 
@@ -98,19 +105,21 @@ def held_out(
     steps = []
     for start in range(0, len(dataset.records), batch):
         rows = range(start, min(start + batch, len(dataset.records)))
-        mean, _ = dataset.latents([Slot(row=row, epoch=0) for row in rows])
+        slots = [Slot(row=row, epoch=0) for row in rows]
+        mean, _ = dataset.latents(slots)
         eps = normals(seed, "held-out", [(row,) for row in rows], mean.shape[1:])
         whole = Batch(
             x0=_scaled(mean, scale, shift),
             eps_in=eps,
             eps_target=eps,
-            cond=dataset.condition([dataset.records[row].captions[0] for row in rows]),
+            cond={**dataset.condition([dataset.records[row].captions[0] for row in rows]), **dataset.sizes(slots)},
             weight=np.full(len(rows), 1.0 / len(rows), dtype=np.float32),
             ids=np.array(rows, dtype=np.int64),
         )
-        steps += [(whole, objective.plain(np.full(len(rows), level, dtype=np.int64))) for level in levels]
+        steps += [(whole, objective.measured(np.full(len(rows), level, dtype=np.int64))) for level in levels]
     return steps
 
 
-def _scaled(latents: Float32, scale: float, shift: float) -> Latents:
-    return (latents - np.float32(shift)) * np.float32(scale)
+def _scaled(latents: Float32, scale: Scale, shift: Scale) -> Latents:
+    scaled: Latents = (latents - np.asarray(shift, np.float32)) * np.asarray(scale, np.float32)
+    return scaled

@@ -14,6 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from gesso.arrays import Array, Float32
 from gesso.data.cache import Store
 from gesso.data.encoded import Captions, Encoder, Pictures
@@ -25,6 +27,10 @@ from gesso.keys import uniforms
 
 NAMED = 10
 """How many pictures a message names before it only counts."""
+
+Size = tuple[int, int]
+Geometry = Callable[[Size, Size, Size], dict[str, Float32]]
+"""Called with a picture's width and height, the corner's left and top, and the width and height trained on."""
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done ("fingerprints", "pictures", "captions"), how many are done, and of how many."""
@@ -58,6 +64,7 @@ class Dataset:
     seed: int
     encoder: Encoder
     store: Store
+    geometry: Geometry | None = None
 
     @cached_property
     def pictures(self) -> Pictures:
@@ -88,6 +95,19 @@ class Dataset:
     def latents(self, slots: Sequence[Slot]) -> tuple[Float32, Float32]:
         """Mean and log-variance of the latent posterior of each slot, float32 [B, C, H, W] each."""
         return self.pictures.get([(self.records[slot.row].path, self.transform(slot)) for slot in slots])
+
+    def sizes(self, slots: Sequence[Slot]) -> dict[str, Array]:
+        """What the denoiser is told of the picture, the crop and the target size of each slot, by name, one row each.
+
+        From the crop that `latents` makes: both ask for the slot's transform.
+        """
+        if self.geometry is None:
+            return {}
+        rows = []
+        for slot in slots:
+            whole = self.pictures.size(self.records[slot.row].path)
+            rows.append(self.geometry(whole, self.transform(slot).corner(*whole), (self.width, self.height)))
+        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
     def condition(self, captions: Sequence[str]) -> dict[str, Array]:
         """What the denoiser is conditioned on, by name, one row a caption; token ids when the text encoder trains."""
@@ -151,7 +171,6 @@ class Dataset:
         flips = (False, True) if self.flip else (False,)
         transforms = [self._centered(flip) for flip in flips] if self.pictures.keep else []
         seen: set[str] = set()
-        sizes: dict[Path, tuple[int, int]] = {}
         notes: list[str] = []
         problems: list[DataError] = []
         encoded = 0
@@ -162,19 +181,18 @@ class Dataset:
                 try:
                     picture, said = self.pictures.decode(path)
                     notes += [f"{path}: {note}" for note in said]
-                    sizes[path] = picture.shape[1], picture.shape[0]
                     # With a broken one the run cannot start: what is left to do is to find the others soon.
                     for transform in () if problems else missing:
                         self.pictures.encode(path, transform, picture)
                         encoded += 1
                 except DataError as error:
                     problems.append(error)
-            elif entry := known[transforms[0]]:
-                sizes[path] = int(entry["size"][0]), int(entry["size"][1])
             seen |= {self.pictures.key(path, t) for t in transforms}
             progress("pictures", done, len(paths))
         _raise_all(problems, len(paths))
-        return Prepared(encoded=encoded, reused=len(seen) - encoded, notes=(*notes, *self._enlarged(sizes)))
+        return Prepared(
+            encoded=encoded, reused=len(seen) - encoded, notes=(*notes, *self._enlarged(self.pictures.sizes))
+        )
 
     def _enlarged(self, sizes: Mapping[Path, tuple[int, int]]) -> list[str]:
         """One sentence on all the pictures that are narrower or lower than what is trained on."""

@@ -56,6 +56,14 @@ class Pictures:
     keep: bool
     fingerprints: dict[Path, str] = field(default_factory=dict)
     """SHA-256 of each file as it was when first read."""
+    sizes: dict[Path, tuple[int, int]] = field(default_factory=dict)
+    """Width and height of each upright picture in pixels, as far as it has been opened."""
+
+    def size(self, path: Path) -> tuple[int, int]:
+        """Width and height of the upright picture in pixels."""
+        if path not in self.sizes:
+            self.decode(path)
+        return self.sizes[path]
 
     def sha256(self, path: Path) -> str:
         if path not in self.fingerprints:
@@ -71,10 +79,15 @@ class Pictures:
                 where=str(path),
                 todo="start again when nothing edits the pictures",
             )
-        return images.decode(data, path)
+        picture, notes = images.decode(data, path)
+        self.sizes[path] = picture.shape[1], picture.shape[0]
+        return picture, notes
 
     def stored(self, path: Path, transform: Transform) -> Entry | None:
-        return self.store.get(self.key(path, transform)) if self.keep else None
+        entry = self.store.get(self.key(path, transform)) if self.keep else None
+        if entry:
+            self.sizes[path] = int(entry["size"][0]), int(entry["size"][1])
+        return entry
 
     def encode(self, path: Path, transform: Transform, picture: Picture) -> Entry:
         """{"mean", "logvar"}, float32 [C, H, W], of `picture` under `transform`, and the "size" of the whole picture.

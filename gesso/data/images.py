@@ -55,6 +55,19 @@ class Transform:
     top: float = 0.5
     flip: bool = False
 
+    def corner(self, width: int, height: int) -> tuple[int, int]:
+        """Left and top of the window, in whole pixels of the resized picture, for a picture of `width` × `height`.
+
+        As diffusers' training scripts count it: sides of the resized picture are cut to whole pixels, and a mirrored
+        picture is mirrored before it is cropped, so that the corner is that of the window in the mirrored picture.
+        """
+        # The side that just fits stays; the other one is as much longer as the picture's is.
+        wide = width * self.side_height >= height * self.side_width
+        resized_width = width * self.side_height // height if wide else self.side_width
+        resized_height = self.side_height if wide else height * self.side_width // width
+        left = 1.0 - self.left if self.flip else self.left
+        return round(left * (resized_width - self.side_width)), round(self.top * (resized_height - self.side_height))
+
     def tag(self) -> str:
         """The transform in words, for cache keys; equal tags mean equal pixels."""
         size, place = f"{self.side_width}x{self.side_height}", f"{self.left!r},{self.top!r}"

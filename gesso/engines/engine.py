@@ -145,6 +145,8 @@ class Engine(Protocol):
     """What the last digits of encoded values depend on, such as "torch cuda tf32": it is part of the cache's keys."""
     lag: int
     """How many steps the loop may run ahead of reading their numbers."""
+    notes: list[str]
+    """What the user should know, a sentence each. Whoever says them takes them out."""
 
     def load(
         self,
@@ -161,10 +163,13 @@ class Engine(Protocol):
         """
         ...
 
-    def attach(self, adapter: Adapter | None, optim: Optim, tokens: Sequence[Token] = ()) -> Trainable:
+    def attach(
+        self, adapter: Adapter | None, optim: Optim, tokens: Sequence[Token] = (), *, keep_base: bool = False
+    ) -> Trainable:
         """Add the adapters, or unfreeze the parts given to `load`, add the new words, and make the optimiser.
 
-        The words alone learn when there is neither an adapter nor a part. All that is trained is float32.
+        The words alone learn when there is neither an adapter nor a part. All that is trained is float32. `keep_base`
+        keeps what batches with teacher rows need: the weights as they are now.
         """
         ...
 
@@ -189,8 +194,8 @@ class Engine(Protocol):
     ) -> StepResult:
         """One optimiser step over micro-batches that together are the global batch; `key` seeds dropout.
 
-        `lr` is the learning rate of each group: the parts that are trained, and "tokens". A group whose rate is 0
-        rests: neither its weights nor the optimiser's state of them change.
+        `lr` is the learning rate of each group that learns: parts, and "tokens". A group that it leaves out rests:
+        neither its weights nor the optimiser's state of them change.
         """
         ...
 
@@ -200,6 +205,14 @@ class Engine(Protocol):
 
     def add_lora(self, path: Path, strength: float = 1.0) -> None:
         """Load a LoRA file for sampling; several add up."""
+        ...
+
+    def add_refiner(self, folder: Path, handover: float | None = None) -> None:
+        """Take the second stage in diffusers layout at `folder` for sampling.
+
+        It goes on where the model has removed the share `handover` of the noise, or, without it, adds a little noise
+        to what the model has drawn and draws that anew. RecipeError where the engine has no such stage.
+        """
         ...
 
     def sample(self, requests: Sequence[SampleRequest], *, ema: bool = False) -> list[Picture]:

@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from gesso.arrays import Float32
 from gesso.errors import RecipeError
+from gesso.families.family import Size
 
 name = "sd"
 pipelines = ("StableDiffusionPipeline",)
+refiners: tuple[str, ...] = ()
 denoiser = "unet"
 autoencoder = "vae"
 encoders = (("text_encoder", "tokenizer"),)
 lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
+text_lora_targets = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
 def scale(vae: Mapping[str, Any]) -> tuple[float, float]:
@@ -30,6 +34,14 @@ def side(denoiser: Mapping[str, Any], vae: Mapping[str, Any]) -> int:
     if not isinstance(size, int) or size < 1:
         raise RecipeError(f"sample_size is {size}, must be a whole number above 0", where="unet/config.json")
     return size * int(2 ** (len(channels) - 1))
+
+
+def drops_to_zeros(index: Mapping[str, Any]) -> bool:
+    return False
+
+
+def geometry(whole: Size, corner: Size, side: Size) -> dict[str, Float32]:
+    return {}
 
 
 def condition(outputs: Mapping[str, Any]) -> dict[str, Any]:

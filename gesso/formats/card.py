@@ -12,21 +12,30 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from gesso import __version__
+from gesso.formats import embeddings
+from gesso.formats.adapter import LORAS
+from gesso.formats.peft import KINDS
 from gesso.schema import Recipe
 from gesso.storage import write_bytes
 
+NAMES = {"lora": "A LoRA", "dora": "A DoRA", "loha": "A LoHa", "lokr": "A LoKr", "oft": "An OFT"}
+"""The kinds of adapters, for people."""
+_HERE = "path/of/this/folder"
 _LICENCE = ("license", "license_name", "license_link")
 
 
 def write(out: Path, recipe: Recipe, files: Sequence[str], *, base: Path | None = None, pictures: int = 0) -> Path:
     """Write `out`/README.md and give its path.
 
-    files: the result, relative to `out` ("pytorch_lora_weights.safetensors" or "model_index.json"). base: the base
-    model's folder, whose own card states the licence. pictures: how many were learned from; 0 where it is not known.
+    files: the result, relative to `out` ("pytorch_lora_weights.safetensors", "model_index.json", files of learned
+    words). base: the base model's folder, whose own card states the licence. pictures: how many were learned from; 0
+    where it is not known.
     """
     licence = licence_of(base / "README.md") if base else {}
     path = out / "README.md"
-    text = card(recipe, files, name=out.name, licence=licence, samples=newest_samples(out), pictures=pictures)
+    words = embeddings.usage([place for place in embeddings.files(out) if place.name in files], _HERE)
+    samples = newest_samples(out)
+    text = card(recipe, files, name=out.name, licence=licence, samples=samples, pictures=pictures, words=words)
     write_bytes(path, text.encode())
     return path
 
@@ -39,14 +48,18 @@ def card(
     licence: Mapping[str, str],
     samples: Sequence[str],
     pictures: int,
+    words: str = "",
 ) -> str:
-    """The card's text; `samples` are pictures' names relative to the card ("samples/step-8/p00-s0.png")."""
+    """The card's text; `samples` are pictures' names relative to the card ("samples/step-8/p00-s0.png").
+
+    `words`: the Python lines that load learned words into `pipe`.
+    """
     shown = [(_prompt(recipe, sample), sample) for sample in samples]
     parts = [
         "---\n" + _front(recipe, licence, shown) + "---",
         f"# {name}",
         _what(recipe),
-        "## Use\n\n```python\n" + _use(recipe) + "```",
+        "## Use\n\n```python\n" + _use(recipe, words) + "```",
         "## Training\n\n" + _training(recipe, pictures),
     ]
     if shown:
@@ -98,23 +111,29 @@ def _front(recipe: Recipe, licence: Mapping[str, str], shown: Sequence[tuple[str
 
 
 def _what(recipe: Recipe) -> str:
-    kind = "A LoRA for" if recipe.adapter.kind != "none" else "A full fine-tuning of"
+    kinds = {"none": "A full fine-tuning of", "ti": f"The learned words {_spelled(recipe)} for"}
+    kind = kinds.get(recipe.adapter.kind, f"{NAMES.get(recipe.adapter.kind)} for")
     return f"{kind} {_base(recipe)}, made with [diffusers](https://github.com/huggingface/diffusers)' model format."
 
 
-def _use(recipe: Recipe) -> str:
+def _use(recipe: Recipe, words: str) -> str:
     prompt = next(iter(recipe.sample.prompts), next((t.prompt for t in recipe.data if t.prompt), None)) or "…"
     if recipe.adapter.kind == "none":
-        load = 'pipe = DiffusionPipeline.from_pretrained("path/of/this/folder")\n'
+        load = f'pipe = DiffusionPipeline.from_pretrained("{_HERE}")\n'
     else:
         base = recipe.model.base if _is_hub_id(recipe) else "path/of/the/base/model"
-        load = (
-            f"pipe = DiffusionPipeline.from_pretrained({_quoted(base)})\n"
-            'pipe.load_lora_weights("path/of/this/folder")\n'
-        )
-        if recipe.adapter.alpha not in (None, float(recipe.adapter.rank)):
+        load = f"pipe = DiffusionPipeline.from_pretrained({_quoted(base)})\n"
+        if recipe.adapter.kind in KINDS:
+            parts = "".join(
+                f'PeftModel.from_pretrained(pipe.{part}, "{_HERE}/{part}")\n' for part in recipe.model.train
+            )
+            load = f"from peft import PeftModel\n\n{load}{parts}"
+        elif recipe.adapter.kind != "ti":
+            load += f'pipe.load_lora_weights("{_HERE}")\n'
+        if recipe.adapter.kind in LORAS and recipe.adapter.alpha not in (None, float(recipe.adapter.rank)):
             load += "# alpha is not the rank: diffusers reads it from the file since 0.34\n"
-    return f"from diffusers import DiffusionPipeline\n\n{load}picture = pipe({_quoted(prompt)}).images[0]\n"
+    gap = "" if recipe.adapter.kind in KINDS else "\n"
+    return f"from diffusers import DiffusionPipeline\n{gap}{load}{words}picture = pipe({_quoted(prompt)}).images[0]\n"
 
 
 def _training(recipe: Recipe, pictures: int) -> str:
@@ -128,13 +147,22 @@ def _training(recipe: Recipe, pictures: int) -> str:
     ]
     if adapter.kind == "none":
         facts.append("trained: " + ", ".join(recipe.model.train))
-    else:
+    elif adapter.kind != "ti":
         facts.append(f"{adapter.kind}, rank {adapter.rank}, alpha {adapter.alpha or adapter.rank:g}")
+    if recipe.tokens:
+        facts.append(f"learned words: {_spelled(recipe)}, learning rate {optim.token_lr or optim.lr:g}")
     if optim.ema:
         facts.append(f"averaged weights, decay {optim.ema:g}")
     if recipe.prior.prompt:
-        facts.append(f"prior preservation with {recipe.prior.pictures} class pictures, weight {recipe.prior.weight:g}")
+        drawn = f"{recipe.prior.pictures} class pictures"
+        by = "the base model as teacher" if recipe.prior.kind == "teacher" else drawn
+        facts.append(f"prior preservation with {by}, weight {recipe.prior.weight:g}")
     return "\n".join(f"- {fact}" for fact in facts)
+
+
+def _spelled(recipe: Recipe) -> str:
+    """The new words; in code's quotes, which keep Markdown from reading them."""
+    return ", ".join(f"`{token.name.replace('`', ' ')}`" for token in recipe.tokens)
 
 
 def _prompt(recipe: Recipe, sample: str) -> str:
@@ -145,7 +173,7 @@ def _prompt(recipe: Recipe, sample: str) -> str:
 
 
 def _kind(recipe: Recipe) -> str:
-    return "full" if recipe.adapter.kind == "none" else recipe.adapter.kind
+    return {"none": "full", "ti": "textual_inversion"}.get(recipe.adapter.kind, recipe.adapter.kind)
 
 
 def _is_hub_id(recipe: Recipe) -> bool:

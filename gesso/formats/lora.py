@@ -1,7 +1,9 @@
-"""The LoRA file that `pipe.load_lora_weights(folder)` reads: peft's names after the component's, alpha in the metadata.
+"""The LoRA file that `pipe.load_lora_weights(folder)` reads: peft's names after the component's, sizes in the metadata.
 
-    unet.<module>.lora_A.weight    float32 [rank, in] or [rank, in, h, w]
-    unet.<module>.lora_B.weight    float32 [out, rank] or [out, rank, 1, 1]
+    unet.<module>.lora_A.weight            float32 [rank, in] or [rank, in, h, w]
+    unet.<module>.lora_B.weight            float32 [out, rank] or [out, rank, 1, 1]
+    unet.<module>.lora_magnitude_vector    float32 [out] or [1, out, 1, 1], of DoRA alone;
+                                           text encoders' has another ".weight" behind
     text_encoder.text_model.<module>.lora_A.weight …
 
 A text encoder's names carry `text_model.`, which transformers 4 needs and diffusers removes for transformers 5. Readers
@@ -12,7 +14,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -21,18 +22,13 @@ import numpy as np
 from gesso.arrays import Array, Float32
 from gesso.errors import RecipeError, StorageError
 from gesso.formats import tensors
-from gesso.formats.metadata import LoraShape, pack, unpack
+from gesso.formats.metadata import Config, LoraShape, pack, unpack
 
 FILE = "pytorch_lora_weights.safetensors"
-_NAME = re.compile(r"(?P<component>[a-z0-9_]+)\.(?P<module>.+)\.(?P<side>lora_[AB])\.weight")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Config:
-    """An adapter's size: the product of its matrices is scaled by alpha/rank."""
-
-    rank: int
-    alpha: float
+A, B, MAGNITUDE = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector"
+_NAME = re.compile(
+    r"(?P<component>[a-z0-9_]+)\.(?P<module>.+)\.(?P<side>lora_A\.weight|lora_B\.weight|lora_magnitude_vector)"
+)
 
 
 def write(path: Path, arrays: Mapping[str, Array], config: Config) -> None:
@@ -42,25 +38,38 @@ def write(path: Path, arrays: Mapping[str, Array], config: Config) -> None:
     no ending can then match a module that was not trained. Raises RecipeError for names that are no adapter's and for
     matrices of another rank, StorageError when the disk refuses.
     """
-    rank = config.rank
     plain: dict[str, Array] = {}
-    modules: dict[str, set[str]] = {}
+    sizes: dict[str, dict[str, tuple[int, float]]] = {}
     for name, array in arrays.items():
         found = _NAME.fullmatch(name)
         if found is None:
             raise RecipeError(f'"{name}" is not the name of a LoRA matrix', where=str(path))
-        component, module = found["component"], found["module"].removeprefix("text_model.")
-        axis = 0 if found["side"] == "lora_A" else 1
-        if array.ndim < 2 or array.shape[axis] != rank:
-            raise RecipeError(f'"{name}" has the shape {array.shape}, which is not of rank {rank}', where=str(path))
-        modules.setdefault(component, set()).add(module)
-        inner = f"text_model.{module}" if component.startswith("text_encoder") else module
-        plain[f"{component}.{inner}.{found['side']}.weight"] = array.astype(np.float32)
+        component, module, side = found["component"], found["module"].removeprefix("text_model."), found["side"]
+        size = config.size(f"{component}.{found['module']}")
+        axis = 0 if side == A else 1
+        if side != MAGNITUDE and (array.ndim < 2 or array.shape[axis] != size[0]):
+            raise RecipeError(f'"{name}" has the shape {array.shape}, which is not of rank {size[0]}', where=str(path))
+        sizes.setdefault(component, {})[module] = size
+        plain[f"{component}.{named(component, module)}.{side}"] = array.astype(np.float32)
     if not plain:
         raise RecipeError("there is no adapter to write", where=str(path))
-    _paired(plain, path)
-    shapes = {c: LoraShape(rank=rank, alpha=config.alpha, targets=tuple(names)) for c, names in modules.items()}
-    tensors.save(path / FILE if path.is_dir() else path, plain, pack(shapes))
+    dora = _whole(plain, path)
+    if dora != (config.kind == "dora"):
+        raise RecipeError(f"these are not the matrices of a {config.kind}", where=str(path))
+    shapes = {component: LoraShape(sizes=own, dora=dora) for component, own in sizes.items()}
+    # transformers 5, which loads text encoders, knows a magnitude by its whole name alone; others know both.
+    whole = {
+        f"{name}.weight" if name.startswith("text_encoder") and name.endswith(MAGNITUDE) else name: array
+        for name, array in plain.items()
+    }
+    tensors.save(path / FILE if path.is_dir() else path, whole, pack(shapes))
+
+
+def named(component: str, module: str, *, wrapped: bool = True) -> str:
+    """A module's name as files have it, or, not `wrapped`, as it is in transformers 5 below a text encoder itself."""
+    plain = module.removeprefix("text_model.")
+    inside = wrapped and component.startswith("text_encoder") and not plain.startswith("text_projection")
+    return f"text_model.{plain}" if inside else plain
 
 
 def writer(arrays: Mapping[str, Array], config: Config) -> tensors.Sized:
@@ -72,7 +81,7 @@ def writer(arrays: Mapping[str, Array], config: Config) -> tensors.Sized:
 def fit(arrays: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
     """Which matrices do not fit a base whose weights have `shapes`, by `<component>.<module>.weight`; a sentence each.
 
-    For a weight [out, in, …], lora_A is [rank, in, …] and lora_B [out, rank, …].
+    For a weight [out, in, …], lora_A is [rank, in, …], lora_B [out, rank, …] and the magnitude has `out` values.
     """
     known = {name.replace(".text_model.", ".", 1): shape for name, shape in shapes.items()}
     wrong = []
@@ -84,21 +93,26 @@ def fit(arrays: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]]) -> l
         shape = known.get(f"{module}.weight")
         if shape is None:
             wrong.append(f"{name}: the base has no layer {module}")
-        elif found["side"] == "lora_A" and array.shape[1:] != shape[1:]:
+        elif found["side"] == A and array.shape[1:] != shape[1:]:
             wrong.append(f"{name} takes {list(array.shape[1:])}, the base's layer {list(shape[1:])}")
-        elif found["side"] == "lora_B" and array.shape[0] != shape[0]:
+        elif found["side"] == B and array.shape[0] != shape[0]:
             wrong.append(f"{name} gives {array.shape[0]}, the base's layer {shape[0]}")
+        elif found["side"] == MAGNITUDE and array.size != shape[0]:
+            wrong.append(f"{name} gives {array.size}, the base's layer {shape[0]}")
     return wrong
 
 
 def read(path: Path) -> tuple[dict[str, Float32], Config]:
     """The matrices of a LoRA file (or of FILE in a folder) in float32, by `<component>.<module>.lora_A.weight`.
 
-    Without metadata alpha is the rank, as in diffusers. Raises StorageError for a damaged file, a file in another
-    trainer's names, and components that differ in rank or alpha.
+    Without metadata alpha is the rank of each module, as in diffusers. Raises StorageError for a damaged file and for
+    a file in another trainer's names.
     """
     path = path / FILE if path.is_dir() else path
-    arrays = tensors.load(path, widen=True, finite=True)
+    arrays = {
+        name.replace(f"{MAGNITUDE}.weight", MAGNITUDE): array
+        for name, array in tensors.load(path, widen=True, finite=True).items()
+    }
     names = {name: _NAME.fullmatch(name) for name in arrays}
     foreign = sorted(name for name, found in names.items() if found is None)
     if foreign or not arrays:
@@ -108,24 +122,42 @@ def read(path: Path) -> tuple[dict[str, Float32], Config]:
             where=str(path),
             todo="load it with diffusers' load_lora_weights and save it with save_lora_weights",
         )
-    _paired(arrays, path)
-    components = sorted({found["component"] for found in names.values() if found})
-    ranks = {array.shape[0] for name, array in arrays.items() if ".lora_A." in name}
-    known = unpack(tensors.header(path).metadata, components, path)
-    ranks |= {shape.rank for shape in known.values()}
-    alphas = {shape.alpha for shape in known.values()} or {float(max(ranks))}
-    if len(ranks) > 1 or len(alphas) > 1 or (known and len(known) < len(components)):
-        raise StorageError(
-            f"this LoRA has more than one rank ({sorted(ranks)}) or alpha ({sorted(alphas)}), which gesso cannot carry",
-            where=str(path),
-            todo="use a LoRA with one rank and one alpha",
-        )
-    config = Config(rank=ranks.pop(), alpha=alphas.pop())
+    dora = _whole(arrays, path)
+    ranks = {
+        (found["component"], found["module"]): (*arrays[name].shape, 0)[0]
+        for name, found in names.items()
+        if found and found["side"] == A
+    }
+    modules: dict[str, list[str]] = {}
+    for component, module in ranks:
+        modules.setdefault(component, []).append(module)
+    known = unpack(tensors.header(path).metadata, modules, path)
+    sizes = {}
+    for (component, module), rank in ranks.items():
+        declared, alpha = known[component].sizes[module] if component in known else (rank, float(rank))
+        matrices = [arrays[f"{component}.{module}.{side}"] for side in (A, B)]
+        if declared != rank or min(each.ndim for each in matrices) < 2 or matrices[1].shape[1] != rank:
+            raise StorageError(
+                f'the matrices of "{component}.{module}" are not of rank {declared}, which the file says that they are',
+                where=str(path),
+                todo="export the LoRA again",
+            )
+        sizes[f"{component}.{module}"] = (rank, alpha)
+    config = Config.of(sizes, kind="dora" if dora else "lora")
     return {name: array.astype(np.float32) for name, array in arrays.items()}, config
 
 
-def _paired(arrays: Mapping[str, Array], path: Path) -> None:
+def _whole(arrays: Mapping[str, Array], path: Path) -> bool:
+    """StorageError unless every module has all of its parts; whether they are DoRA's."""
+    dora = any(name.endswith(MAGNITUDE) for name in arrays)
+    sides = (A, B, MAGNITUDE) if dora else (A, B)
     for name in arrays:
-        other = name.replace(".lora_A.", ".lora_B.") if ".lora_A." in name else name.replace(".lora_B.", ".lora_A.")
-        if other not in arrays:
-            raise StorageError(f'"{name}" is there without "{other}"', where=str(path), todo="export the LoRA again")
+        found = _NAME.fullmatch(name)
+        assert found is not None
+        for side in sides:
+            other = f"{found['component']}.{found['module']}.{side}"
+            if other not in arrays:
+                raise StorageError(
+                    f'"{name}" is there without "{other}"', where=str(path), todo="export the LoRA again"
+                )
+    return dora

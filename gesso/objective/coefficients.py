@@ -14,8 +14,8 @@ An error d in y is an error (b/det)·d in x0, (a/det)·d in eps. Hence a weighti
 every prediction: w_target = w_space · (det_space/det)², where det_space is b for x0, −a for eps. So Min-SNR, stated
 as min(snr, gamma) in x0 space, is right for epsilon, v and sample alike (Hang et al. 2023, arXiv:2303.09556).
 
-Two numbers more are there where they are asked for: `huber` makes the error of (4) robust, `dream` corrects its noise by
-what the network would have answered.
+Two numbers more are there where they are asked for: `huber` makes the error of (4) robust, `dream` corrects its noise
+by what the network would have answered.
 
 All of it is float64: in bfloat16 the first two timesteps of Stable Diffusion would receive no noise at all.
 """
@@ -45,7 +45,7 @@ class Coefficients:
     q: Float64
     w: Float64
     huber: Float64 | None = None
-    """c of the pseudo-Huber error 2c(√(d² + c²) − c) in place of d² (Khrapov et al. 2024, arXiv:2403.16728); inf: d²."""
+    """c of the pseudo-Huber error 2c(√(d² + c²) − c) in place of d² (losses.py); infinite: d²."""
     dream: Float64 | None = None
     """λ of DREAM (Zhou et al. 2023, arXiv:2312.00210): eps becomes eps + λ(eps − what a first answer takes it for)."""
 

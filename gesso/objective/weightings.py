@@ -7,6 +7,8 @@
     soft_min_snr   snr·gamma/(snr + gamma)    in x0 space      Crowson et al. 2024, arXiv:2401.11605, appendix B
     debiased       1/√snr                     in eps space     Yu et al. 2023, arXiv:2310.08442, equation 10
     p2             1/(1 + snr)^gamma          in eps space     Choi et al. 2022, arXiv:2204.00227, equation 8
+    snr            snr                        in x0 space      what EDM style has by itself: the error over sigma²
+    x0             1                          in x0 space      what EDM models have by themselves
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ WEIGHTINGS: dict[str, tuple[Space, Weigh]] = {
     "soft_min_snr": ("x0", lambda snr, gamma: gamma * snr / (snr + gamma)),
     "debiased": ("eps", lambda snr, gamma: np.maximum(snr, 1e-3) ** -0.5),
     "p2": ("eps", lambda snr, gamma: (1.0 + snr) ** -gamma),
+    "snr": ("x0", lambda snr, gamma: snr),
+    "x0": ("x0", lambda snr, gamma: np.ones_like(snr)),
 }
 GAMMA = {"min_snr": 5.0, "soft_min_snr": 5.0, "p2": 1.0}
 """The usual gamma of those weightings that have one."""
@@ -35,16 +39,23 @@ GAMMA = {"min_snr": 5.0, "soft_min_snr": 5.0, "p2": 1.0}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weighting:
-    """A weighting by name with its gamma (0: the usual one)."""
+    """A weighting by name with its gamma (0: the usual one). "uniform" leaves a schedule the weighting of its own."""
 
     name: str = "uniform"
     gamma: float = 0.0
 
+    def __post_init__(self) -> None:
+        if self.name not in WEIGHTINGS:
+            raise RecipeError(f'the weighting "{self.name}" is not known', todo="use " + ", ".join(WEIGHTINGS))
+        if not 0.0 <= self.gamma < np.inf:
+            raise RecipeError(
+                f"objective.gamma is {self.gamma:g}, but must not be negative",
+                todo="0 takes the weighting's usual one, which is 5 for min_snr",
+            )
+
     def apply(self, c: Coefficients) -> Coefficients:
-        space, weigh = WEIGHTINGS[self.name]
-        if self.gamma < 0:
-            raise RecipeError(f"objective.gamma is {self.gamma:g}, but must be above 0", todo="5 is usual for min_snr")
-        weight = weigh(c.snr, self.gamma or GAMMA.get(self.name, 1.0))
+        """The same objective under this weighting, in place of the weight it had."""
         if self.name == "uniform":
             return c
-        return c.with_weight(weight, space)
+        space, weigh = WEIGHTINGS[self.name]
+        return c.with_weight(weigh(c.snr, self.gamma or GAMMA.get(self.name, 1.0)), space)

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from gesso import __version__
 from gesso.errors import RecipeError
 from gesso.recipe import files, flags, rules
-from gesso.recipe.keys import Given, Key, Problem, allowed, flatten, limits, lookup, nest, show
+from gesso.recipe.keys import Given, Key, Problem, allowed, flatten, limits, lookup, nest, show, tables
 from gesso.schema import Recipe
 from gesso.storage import guard, write_bytes
 
@@ -43,14 +43,16 @@ def load(path: Path | None, arguments: Sequence[str] = (), defaults: Mapping[str
     layers = [files.accept(defaults or {}, "default", "defaults", {}), *_file(path), flags.read(arguments)]
     given: dict[str, Given] = {}
     for layer, _ in layers:
-        if any(name.startswith("data.") and value.origin == "file" for name, value in layer.items()):
-            given = {name: value for name, value in given.items() if not name.startswith("data.")}
+        for table in _repeated():
+            if any(name.startswith(f"{table}.") and value.origin == "file" for name, value in layer.items()):
+                given = {name: value for name, value in given.items() if not name.startswith(f"{table}.")}
         given |= layer
     problems = [problem for _, found in layers for problem in found]
     problems += _gaps(given)
     recipe, wrong = _validate(given)
     problems += wrong
-    known = {key.split(".")[0] if key.startswith("data") else key for problem in problems for key in problem.keys}
+    wrong_keys = [key for problem in problems for key in problem.keys]
+    known = {key.split(".")[0] if key.split(".")[0] in _repeated() else key for key in wrong_keys}
     # A rule about a key that is wrong in itself would only repeat the matter.
     problems += [
         problem
@@ -59,7 +61,7 @@ def load(path: Path | None, arguments: Sequence[str] = (), defaults: Mapping[str
     ]
     if problems:
         raise _error(path, problems)
-    values = dict(flatten(_plain(recipe)))
+    values = _flat(recipe)
     return Loaded(
         recipe=recipe,
         origins={name: given[name].origin if name in given else "default" for name in values},
@@ -67,8 +69,15 @@ def load(path: Path | None, arguments: Sequence[str] = (), defaults: Mapping[str
     )
 
 
-def _plain(recipe: Recipe) -> dict[str, Any]:
-    return recipe.model_dump(mode="json", by_alias=True)
+def _flat(recipe: Recipe) -> dict[str, Any]:
+    """Every value by its dotted name; a repeated table that is not there has none."""
+    plain = recipe.model_dump(mode="json", by_alias=True)
+    return {name: value for name, value in flatten(plain) if name not in tables()}
+
+
+def _repeated() -> tuple[str, ...]:
+    """The tables that may be written several times."""
+    return tuple(name for name, several in tables().items() if several)
 
 
 def _toml(path: Path) -> Path:
@@ -105,13 +114,15 @@ def _flags_of(run: Path) -> set[str]:
 
 def _gaps(given: dict[str, Given]) -> list[Problem]:
     """Take out tables such as data.3 where there is no data.2, and say so."""
-    numbers = {int(name.split(".")[1]) for name in given if name.startswith("data.")}
-    lost = {number for number in numbers if set(range(number)) - numbers}
-    gone = [name for name in given if name.startswith("data.") and int(name.split(".")[1]) in lost]
-    return [
-        Problem(text=f"there is no data.{min(set(range(max(lost))) - numbers)} yet", where=given.pop(name).where)
-        for name in gone
-    ]
+    problems = []
+    for table in _repeated():
+        numbered = {name: int(name.split(".")[1]) for name in given if name.startswith(f"{table}.")}
+        numbers = set(numbered.values())
+        lost = {number for number in numbers if set(range(number)) - numbers}
+        for name in [name for name, number in numbered.items() if number in lost]:
+            first = min(set(range(max(lost))) - numbers)
+            problems.append(Problem(text=f"there is no {table}.{first} yet", where=given.pop(name).where))
+    return problems
 
 
 def _validate(given: Mapping[str, Given]) -> tuple[Recipe, list[Problem]]:
@@ -126,8 +137,9 @@ def _validate(given: Mapping[str, Given]) -> tuple[Recipe, list[Problem]]:
         for each in error.errors():
             problems.append(_sentence(each["type"], each["loc"], each, given))
     bad = {key for problem in problems for key in problem.keys}
-    tables = {key.rpartition(".")[0] for key in bad if key.endswith(".path") and key.startswith("data.")}
-    rest = {n: v for n, v in values.items() if n not in bad and n.rpartition(".")[0] not in tables}
+    # A table cannot be without a key that it must have.
+    broken = {key.rpartition(".")[0] for key in bad if (found := lookup(key)) and found.required}
+    rest = {n: v for n, v in values.items() if n not in bad and n.rpartition(".")[0] not in broken}
     return Recipe.model_validate_json(json.dumps(nest(rest), default=str), strict=True), problems
 
 
@@ -180,7 +192,7 @@ def save(loaded: Loaded, folder: Path) -> None:
 
     recipe.toml alone loads back to an equal recipe. StorageError when the folder cannot be written.
     """
-    values = dict(flatten(_plain(loaded.recipe)))
+    values = _flat(loaded.recipe)
     chosen = {name: value for name, value in values.items() if value is not None and _is_chosen(name, value, loaded)}
     notes = {name: f"flag --{name}" for name in chosen if loaded.origins[name] == "flag"}
     source = loaded.path.name if loaded.path else "the command line"

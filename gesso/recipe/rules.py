@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from gesso.recipe import methods, objectives
 from gesso.recipe.keys import Given, Problem, keys
 from gesso.schema import Recipe
 
-GAMMA = ("min_snr", "soft_min_snr", "p2")
 LAYERS = ("default", "file", "flag")
 TOLD = ("cache.latents", "model.train")
 """Keys whose default, when it is written down, asks for something too."""
@@ -16,7 +16,8 @@ TOLD = ("cache.latents", "model.train")
 
 def broken(recipe: Recipe, given: Mapping[str, Given]) -> list[Problem]:
     """Every rule between keys that `recipe` breaks; `given` are the values a user wrote, for their places."""
-    found = [*_data(recipe), *_batch(recipe), *_model(recipe), *_objective(recipe), *_rest(recipe)]
+    found = [*_data(recipe), *_batch(recipe), *_model(recipe), *_rest(recipe)]
+    found += [*objectives.broken(recipe), *methods.broken(recipe)]
     return [*(_placed(problem, given) for problem in found), *_idle(recipe, given)]
 
 
@@ -83,7 +84,7 @@ def _batch(recipe: Recipe) -> Iterator[Problem]:
             "drawn for each micro-batch, so the run would depend on how a batch is split; leave one of the two out",
             keys=("adapter.dropout", "train.micro_batch"),
         )
-    if recipe.optim.warmup >= recipe.train.steps:
+    if recipe.train.epochs is None and recipe.optim.warmup >= recipe.train.steps:
         yield Problem(
             text=f"optim.warmup is {recipe.optim.warmup}, but must be below train.steps, which is {recipe.train.steps}",
             keys=("optim.warmup", "train.steps"),
@@ -91,36 +92,10 @@ def _batch(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _model(recipe: Recipe) -> Iterator[Problem]:
-    if recipe.adapter.kind != "none" and "text_encoder" in recipe.model.train:
-        yield Problem(
-            text=f'adapter.kind = "{recipe.adapter.kind}" cannot train the text encoder, for adapters of text encoders '
-            'are not available yet; set adapter.kind = "none", or leave "text_encoder" out of model.train',
-            keys=("model.train", "adapter.kind"),
-        )
     if recipe.model.revision and (recipe.model.base == "tiny" or Path(recipe.model.base).exists()):
         yield Problem(
             text=f"model.revision is for Hub ids, but model.base = {recipe.model.base} is here on this machine",
             keys=("model.revision", "model.base"),
-        )
-
-
-def _objective(recipe: Recipe) -> Iterator[Problem]:
-    it = recipe.objective
-    if it.zero_snr and it.prediction == "epsilon":
-        yield Problem(
-            text='epsilon cannot be predicted at zero terminal SNR; set objective.prediction = "v_prediction"',
-            keys=("objective.prediction", "objective.zero_snr"),
-        )
-    if it.times == "range" and it.times_begin >= it.times_end:
-        yield Problem(
-            text=f"objective.times_begin is {it.times_begin}, but must be below times_end, which is {it.times_end}",
-            keys=("objective.times_begin", "objective.times_end"),
-        )
-    if it.times != "uniform" and it.times_multiplier == 1.0:
-        yield Problem(
-            text=f'objective.times = "{it.times}" has no effect while objective.times_multiplier is 1; '
-            "3 draws the favoured timesteps three times as often",
-            keys=("objective.times", "objective.times_multiplier"),
         )
 
 
@@ -147,7 +122,7 @@ def _idle(recipe: Recipe, given: Mapping[str, Given]) -> Iterator[Problem]:
 
 def _switches(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], bool, str, *tuple[str, ...]]]:
     """(keys, whether they act, why not otherwise, the keys that decide)."""
-    it, optim, held = recipe.objective, recipe.optim, recipe.validate_
+    optim, held = recipe.optim, recipe.validate_
     measured = bool(held.path or held.holdout)
     yield (
         _others("prior", "prompt"),
@@ -155,21 +130,15 @@ def _switches(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], bool, str, *tup
         "without prior.prompt, the class in words",
         "prior.prompt",
     )
-    yield _others("sample", "prompts"), bool(recipe.sample.prompts), "without sample.prompts", "sample.prompts"
-    yield (
-        ("objective.gamma",),
-        it.weighting in GAMMA,
-        f'with objective.weighting = "{it.weighting}"',
-        "objective.weighting",
-    )
-    reason = f'with objective.times = "{it.times}"'
-    yield ("objective.times_multiplier",), it.times != "uniform", reason, "objective.times"
-    yield ("objective.times_portion",), it.times in ("earlier", "later"), reason, "objective.times"
-    yield ("objective.times_begin", "objective.times_end"), it.times == "range", reason, "objective.times"
+    drawn = bool(recipe.sample.prompts or recipe.sample.prompts_file)
+    yield _others("sample", "prompts"), drawn, "without sample.prompts or sample.prompts_file", "sample.prompts"
+    yield from objectives.switches(recipe)
     reason = f'with optim.schedule = "{optim.schedule}"'
     yield ("optim.cycles",), optim.schedule == "cosine_with_restarts", reason, "optim.schedule"
     yield ("optim.power",), optim.schedule == "polynomial", reason, "optim.schedule"
-    yield ("optim.eps",), optim.name != "sgd", 'with optim.name = "sgd"', "optim.name"
+    named = f'with optim.name = "{optim.name}"'
+    yield ("optim.eps",), optim.name not in ("sgd", "adafactor", "lion"), named, "optim.name"
+    yield ("optim.betas",), optim.name != "adafactor", named, "optim.name"
     sgd = optim.name == "sgd"
     yield (
         ("optim.betas",),
@@ -178,18 +147,21 @@ def _switches(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], bool, str, *tup
         "optim.name",
     )
     reason = "without validate.path or validate.holdout"
-    yield ("validate.every", "validate.timesteps"), measured, reason, "validate.path", "validate.holdout"
+    yield (
+        ("validate.every", "validate.every_epochs", "validate.timesteps"),
+        measured,
+        reason,
+        "validate.path",
+        "validate.holdout",
+    )
     yield ("validate.prompt",), bool(held.path), "without validate.path", "validate.path"
     yield from _of_parts(recipe)
 
 
 def _of_parts(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], bool, str, *tuple[str, ...]]]:
     """The same, of the model, the engine and the cache."""
-    kind, train = recipe.adapter.kind, recipe.train
-    yield _others("adapter", "kind"), kind != "none", f'with adapter.kind = "{kind}"', "adapter.kind"
-    # With an adapter, "text_encoder" among the parts is refused by a rule of its own.
-    full = kind == "none" or "text_encoder" in recipe.model.train
-    yield ("model.train",), full, f'with adapter.kind = "{kind}"; "none" trains the model itself', "adapter.kind"
+    yield from methods.switches(recipe)
+    train = recipe.train
     torch, reason = recipe.engine == "torch", f'with engine = "{recipe.engine}"'
     yield _others("torch", ""), torch, reason, "engine"
     yield ("train.gradient_checkpointing",), torch, reason, "engine"

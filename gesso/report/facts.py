@@ -9,6 +9,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from gesso.formats.adapter import LORAS
+from gesso.formats.peft import KINDS
 from gesso.report.html import Markup, element, join
 from gesso.report.reading import Run
 from gesso.trackers.status import duration
@@ -97,7 +99,7 @@ def _facts(run: Run) -> Iterable[tuple[str, str | None]]:
     yield "Resolution", f"{resolution} by {resolution} px" if resolution else None
     yield "Seed", _text(values.get("seed"))
     yield "Pictures", _count(started.get("pictures", len(run.shown) or None))
-    yield "Class pictures", _count(started.get("class_pictures") or None)
+    yield "Class pictures", None if _taught_class(run) else _count(started.get("class_pictures") or None)
     yield "Trainable parameters", _count(started.get("trainable") or None)
     yield "Device", _text(run.environment.get("device"))
     yield "Precision", _text(run.environment.get("precision", values.get("train.precision")))
@@ -109,7 +111,16 @@ def _method(run: Run) -> str | None:
         return None
     kind = "LoRA" if run.values["adapter.kind"] == "lora" else str(run.values["adapter.kind"])
     kind = kind if run.adapter else "Full fine-tuning"
-    return f"{kind} with prior preservation (DreamBooth)" if run.values.get("prior.prompt") else kind
+    if not run.values.get("prior.prompt"):
+        return kind
+    if _taught_class(run):
+        return f"{kind} with prior preservation by the base model's own answers"
+    return f"{kind} with prior preservation (DreamBooth)"
+
+
+def _taught_class(run: Run) -> bool:
+    """Whether the base model's answers, and not class pictures, keep the class."""
+    return bool(run.values.get("prior.kind") == "teacher")
 
 
 def _trigger(run: Run) -> str:
@@ -130,11 +141,14 @@ def _python(run: Run, place: str, prompt: str) -> str:
     base = quoted(run.values.get("model.base", "")) if run.adapter else quoted(place)
     if base == '"tiny"':  # this one comes with gesso, and diffusers knows folders only
         base = quoted(Path(str(files("gesso.demo"))) / "assets" / "tiny")
+    parts = run.values.get("model.train", ()) if run.values.get("adapter.kind") in KINDS else ()
     lines = [
         "from diffusers import DiffusionPipeline",
+        "from peft import PeftModel" if parts else None,
         "",
         f"pipe = DiffusionPipeline.from_pretrained({base})",
-        f"pipe.load_lora_weights({quoted(place)})" if run.adapter else None,
+        *(f"PeftModel.from_pretrained(pipe.{part}, {quoted(f'{place}/{part}')})" for part in parts),
+        f"pipe.load_lora_weights({quoted(place)})" if run.values.get("adapter.kind") in LORAS else None,
         f'pipe({quoted(prompt)}).images[0].save("picture.png")',
     ]
     return "\n".join(line for line in lines if line is not None)

@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from gesso.arrays import Picture
-from gesso.report import facts, grid
+from gesso.report import facts, grid, levels
 from gesso.report.curve import Losses, curve
 from gesso.report.html import Markup, element, join
 from gesso.report.outcome import losses, outcome, state
@@ -46,7 +46,7 @@ def page(run: Run, *, extra: Sequence[Section] = (), thumbs: Sequence[Path | Pic
             grid.before_after(run, thumbs),
             *(section.html(sentence=number > 0) for number, section in enumerate(measured)),
             grid.prompts_by_step(run),
-            _curve(found),
+            _curve(found, levels.table(run)),
             *(section.html() for section in extra if not isinstance(section.body, Verdict)),
             facts.taught(run),
             facts.use(run),
@@ -78,7 +78,7 @@ def _header(run: Run, found: Losses, extra: Sequence[Section]) -> Markup:
     )
 
 
-def _curve(found: Losses) -> Markup | None:
+def _curve(found: Losses, by_level: Markup | None) -> Markup | None:
     if not found.any:
         return None
     keys = [element("li", "each step", class_="key-raw"), element("li", "running mean", class_="key-smooth")]
@@ -90,6 +90,7 @@ def _curve(found: Losses) -> Markup | None:
         element("ul", *keys, class_="keys"),
         curve(found, width=1080, height=400, name="wide"),
         curve(found, width=390, height=320, name="narrow"),
+        by_level,
     )
 
 

@@ -11,6 +11,7 @@ import os
 import socket
 import struct
 import time
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,11 @@ log = logging.getLogger(__name__)
 
 
 class Tensorboard:
-    """Writes `train/loss`, `train/lr`, `train/grad_norm`, `validate/loss` and sample pictures under `folder`.
+    """Writes `train/loss`, `train/lr`, `train/grad_norm`, the held-out loss and sample pictures under `folder`.
+
+    Where groups of parameters learn at rates of their own, `train/lr_<group>` has each. `validate/loss` is the held-out
+    loss, `validate/level_<timestep>` that at one noise level; the standard error of each is the scalar of the same name
+    under `validate_error/`.
 
     A run that resumes from step N says so with a session start at N + 1, upon which TensorBoard drops what it had read
     from there on: repeated steps replace the earlier ones. Picture files are read from `run_folder`.
@@ -82,9 +87,9 @@ class Tensorboard:
                 start = self._event.SessionLog(status=self._event.SessionLog.START)
                 self._add(event.step + 1 if event.step else 0, session_log=start)
             case Stepped():
-                self._scalars(event.step, train_loss=event.loss, train_lr=event.lr, train_grad_norm=event.grad_norm)
+                self._scalars(event.step, stepped(event))
             case Validated():
-                self._scalars(event.step, validate_loss=event.loss)
+                self._scalars(event.step, validated(event))
             case Sampled():
                 self._samples(event)
             case _:
@@ -94,9 +99,8 @@ class Tensorboard:
         event = self._event.Event(step=step, wall_time=time.time(), **content)
         self._writer.write(event.SerializeToString())
 
-    def _scalars(self, step: int, **values: float) -> None:
-        tags = {name: name.replace("_", "/", 1) for name in values}
-        found = [self._summary.Summary.Value(tag=tags[name], simple_value=value) for name, value in values.items()]
+    def _scalars(self, step: int, values: Mapping[str, float]) -> None:
+        found = [self._summary.Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
         self._add(step, summary=self._summary.Summary(value=found))
 
     def _samples(self, event: Sampled) -> None:
@@ -129,6 +133,25 @@ class Tensorboard:
             log.warning("a sample is missing in TensorBoard: %s", error)
             return None
         return data if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) > 24 else None
+
+
+def stepped(event: Stepped) -> dict[str, float]:
+    """The scalars of a step by tag."""
+    rates = {f"train/lr_{group}": rate for group, rate in event.rates.items()}
+    return {"train/loss": event.loss, "train/lr": event.lr, **rates, "train/grad_norm": event.grad_norm}
+
+
+def validated(event: Validated) -> dict[str, float]:
+    """The scalars of a measurement by tag: the loss, each noise level, and the standard error of each.
+
+    Timesteps have four digits, for TensorBoard orders tags as text.
+    """
+    levels = {"loss": event.loss, **{f"level_{t:04d}": loss for t, loss in event.by_timestep.items()}}
+    errors = {"loss": event.error, **{f"level_{t:04d}": error for t, error in event.error_by_timestep.items()}}
+    return {
+        **{f"validate/{name}": loss for name, loss in levels.items()},
+        **{f"validate_error/{name}": error for name, error in errors.items()},
+    }
 
 
 def _open(folder: Path) -> int:

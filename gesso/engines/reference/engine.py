@@ -21,9 +21,9 @@ import numpy as np
 
 from gesso.arrays import Array, Float32, Int64, Picture, Pixels
 from gesso.data.batch import Batch
-from gesso.engines.engine import Adapter, Metrics, Optim, SampleRequest, Trainable
+from gesso.engines.engine import Adapter, Metrics, Optim, SampleRequest, Token, Trainable
 from gesso.engines.reference.model import CHANNELS
-from gesso.errors import StorageError
+from gesso.errors import RecipeError, StorageError
 from gesso.families.family import Family
 from gesso.formats import lora, pipeline
 from gesso.keys import generator
@@ -54,6 +54,9 @@ class Engine:
 
     name, device, precision, arithmetic, lag = "reference", "numpy", "fp32", "numpy", 0
 
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
     def load(
         self,
         folder: Path,
@@ -65,7 +68,14 @@ class Engine:
         found = pipeline.read_part(folder / family.denoiser)
         self.weights: dict[str, Array] = {f"unet.{name}": value for name, value in found.items()}
 
-    def attach(self, adapter: Adapter | None, optim: Optim) -> Trainable:
+    def attach(
+        self, adapter: Adapter | None, optim: Optim, tokens: Sequence[Token] = (), *, keep_base: bool = False
+    ) -> Trainable:
+        if tokens or keep_base or (adapter and (adapter.kind != "lora" or adapter.rules)) or optim.name != "adamw":
+            raise RecipeError(
+                "the reference engine knows LoRA, full fine-tuning and AdamW, but no new words and no teacher",
+                todo='set engine = "torch"',
+            )
         self.optim, self.scale = optim, 0.0
         if adapter is not None:
             rng, rank = generator(adapter.init, "reference-adapter"), adapter.rank
@@ -101,7 +111,9 @@ class Engine:
 
     # ---------------------------------------------------------------- step and evaluate
 
-    def step(self, micro: Sequence[tuple[Batch, Coefficients]], *, lr: float, ema_decay: float, key: int) -> Known:
+    def step(
+        self, micro: Sequence[tuple[Batch, Coefficients]], *, lr: Mapping[str, float], ema_decay: float, key: int
+    ) -> Known:
         gradient = {name: np.zeros_like(self.weights[name]) for name in self.trained}
         loss = 0.0
         for batch, coefficients in micro:
@@ -112,11 +124,14 @@ class Engine:
             back = 2.0 * error * per_row(share, error) / error[0].size
             for name, value in self._gradients(back, *inputs).items():
                 gradient[name] += value.astype(np.float32)
+        if "unet" not in lr:  # all rests
+            gradient = {}
         norm = float(np.sqrt(sum(float(np.square(value, dtype=np.float64).sum()) for value in gradient.values())))
         if not np.isfinite(norm):
             return Known(Metrics(loss=loss, grad_norm=norm, skipped=True))
         scale = min(1.0, self.optim.clip / (norm + 1e-6)) if self.optim.clip else 1.0
-        self._adamw({name: value * np.float32(scale) for name, value in gradient.items()}, lr)
+        if gradient:
+            self._adamw({name: value * np.float32(scale) for name, value in gradient.items()}, lr["unet"])
         for name, average in self.averages.items():
             average += np.float32(1.0 - ema_decay) * (self.weights[name] - average)
         return Known(Metrics(loss=loss, grad_norm=norm))
@@ -174,6 +189,9 @@ class Engine:
         arrays, config = lora.read(path)
         self.scale = strength * config.alpha / config.rank
         self.weights.update(arrays)
+
+    def add_refiner(self, folder: Path, handover: float | None = None) -> None:
+        raise RecipeError("the reference engine has no second stage", todo="draw with the torch engine")
 
     def sample(self, requests: Sequence[SampleRequest], *, ema: bool = False) -> list[Picture]:
         """A flat picture whose colour is what the weights make of the prompt."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -17,9 +17,10 @@ from torch import nn
 
 from gesso.arrays import Array, Float32, Int64, Picture, Pixels
 from gesso.data.batch import Batch
-from gesso.engines.engine import Adapter, Metrics, Optim, SampleRequest, Trainable
-from gesso.engines.torch import adapters, optimizers, sampling, state
+from gesso.engines.engine import Adapter, Metrics, Optim, SampleRequest, Token, Trainable
+from gesso.engines.torch import adapters, optimizers, sampling, state, words
 from gesso.engines.torch.devices import choose
+from gesso.engines.torch.forward import row_errors
 from gesso.engines.torch.models import DTYPES, Models
 from gesso.errors import DeviceError
 from gesso.families.family import Family
@@ -30,6 +31,9 @@ from gesso.schema import TorchEngine as Options
 transformers.utils.logging.disable_progress_bar()
 transformers.utils.logging.set_verbosity_error()
 diffusers.utils.logging.set_verbosity_error()
+
+GIVEN = "given"
+"""Among token ids: 0 where there is no caption and the family wants zeros in place of an encoded ""; int64 [B]."""
 
 
 def create(options: Options, *, device: str, precision: str, checkpointing: bool = False) -> Engine:
@@ -80,8 +84,13 @@ class Engine:
         self.arithmetic = f"torch {device.type}" + (" tf32" if device.type == "cuda" and options.tf32 else "")
         self.trained: dict[str, nn.Parameter] = {}
         self.averages: dict[str, torch.Tensor] = {}
+        self.averaging = False
+        self.originals: dict[str, torch.Tensor] = {}
         self.parts: tuple[str, ...] = ()
+        self.live: tuple[str, ...] = ()
         self.loras = 0
+        self.refiner: sampling.Refiner | None = None
+        self.notes: list[str] = []
 
     # ---------------------------------------------------------------- load and attach
 
@@ -98,28 +107,36 @@ class Engine:
         self.models = Models(folder, self.torch_device, scheduler, dtypes)
         self.family, self.parts = family, tuple(parts)
 
-    def attach(self, adapter: Adapter | None, optim: Optim) -> Trainable:
-        denoiser = self.family.denoiser
+    def attach(
+        self, adapter: Adapter | None, optim: Optim, tokens: Sequence[Token] = (), *, keep_base: bool = False
+    ) -> Trainable:
+        nets = {part: self.models.get(part) for part in (adapter.targets if adapter else self.parts)}
         if adapter is not None:
-            nets = {denoiser: self.models.get(denoiser)}
-            adapters.attach(nets[denoiser], adapter)
+            adapters.attach(nets, adapter)
         else:
-            nets = {part: self.models.get(part) for part in self.parts}
             for net in nets.values():
                 net.requires_grad_(True)
-        for net in nets.values():
-            self._prepare(net)
+        # What gradients go through: the denoiser always, and every encoder on the way to a new word.
+        encoders = [encoder for encoder, _ in self.family.encoders] if tokens else []
+        self.live = tuple(dict.fromkeys((self.family.denoiser, *nets, *encoders)))
+        for part in self.live:
+            self._prepare(self.models.get(part))
         self.trained = {
             f"{part}.{adapters.public_name(name)}": parameter
             for part, net in nets.items()
             for name, parameter in net.named_parameters()
             if parameter.requires_grad
         }
-        self.optim = optim
-        self.optimizer = optimizers.create(optim, list(self.trained.values()))
+        self.trained |= words.attach(self.models, self.family.encoders, tokens)
+        self.optimizer = optimizers.create(optim, self.trained)
         self.scaler = torch.amp.GradScaler(self.torch_device.type, enabled=self.precision == "fp16", init_scale=2.0**14)
+        if keep_base:  # adapters can be switched off instead
+            lasting = [name for name in self.trained if adapter is None or name.startswith("tokens.")]
+            self.originals = {name: self.trained[name].detach().clone() for name in lasting}
+        self.averaging = optim.ema or self.optimizer.averaging
         if optim.ema:
-            self.averages = {name: value.detach().clone() for name, value in self.trained.items()}
+            device = torch.device("cpu") if optim.ema_offload else self.torch_device
+            self.averages = {name: value.detach().to(device, copy=True) for name, value in self.trained.items()}
         return Trainable(sizes={name: value.numel() for name, value in self.trained.items()})
 
     def _prepare(self, net: Any) -> None:
@@ -154,23 +171,36 @@ class Engine:
         ids = {}
         for encoder, name in self.family.encoders:
             tokenizer = self.models.get(name)
-            found = tokenizer(
-                list(captions), padding="max_length", truncation=True, max_length=tokenizer.model_max_length
-            )
+            texts, length = words.expanded(captions, tokenizer), tokenizer.model_max_length
+            found = tokenizer(texts, padding="max_length", truncation=True, max_length=length)
             ids[encoder] = np.asarray(found.input_ids, dtype=np.int64)
+        if self.family.drops_to_zeros(self.models.index):
+            ids[GIVEN] = np.array([caption != "" for caption in captions], dtype=np.int64)
         return ids
 
     def token_counts(self, captions: Sequence[str]) -> tuple[list[int], int]:
         tokenizers = [self.models.get(name) for _, name in self.family.encoders]
-        counts = [max(len(each(caption).input_ids) for each in tokenizers) for caption in captions]
+        counts = [max(words.count(caption, each) for each in tokenizers) for caption in captions]
         return counts, min(int(each.model_max_length) for each in tokenizers)
 
-    def _condition(self, ids: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return self.family.condition({name: self.models.get(name)(value) for name, value in ids.items()})
+    def _condition(self, cond: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """`cond` with what the text encoders make of token ids in place of them, where there are any."""
+        ids = {name: cond[name] for name, _ in self.family.encoders if name in cond}
+        rest = {name: value for name, value in cond.items() if name not in ids and name != GIVEN}
+        if not ids:
+            return rest
+        outputs = {name: self.models.get(name)(value, output_hidden_states=True) for name, value in ids.items()}
+        made = {}
+        for name, value in self.family.condition(outputs).items():
+            whole = torch.cat(value, dim=-1) if isinstance(value, tuple) else value
+            made[name] = whole * cond[GIVEN].view(-1, *[1] * (whole.dim() - 1)) if GIVEN in cond else whole
+        return {**rest, **made}
 
     # ---------------------------------------------------------------- step and evaluate
 
-    def step(self, micro: Sequence[tuple[Batch, Coefficients]], *, lr: float, ema_decay: float, key: int) -> Pending:
+    def step(
+        self, micro: Sequence[tuple[Batch, Coefficients]], *, lr: Mapping[str, float], ema_decay: float, key: int
+    ) -> Pending:
         torch.manual_seed(key)
         total = torch.zeros((), device=self.torch_device)
         with self._remembering("a training step"):
@@ -179,51 +209,31 @@ class Engine:
                 loss = (self._errors(batch, coefficients) * share).sum()
                 self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
                 total += loss.detach()
-            norm = self._update(lr)
+            norm = self.optimizer.step(lr, self.scaler)
         if self.averages:
-            values = [value.detach() for value in self.trained.values()]
+            values = [value.detach().to(self.averages[name].device) for name, value in self.trained.items()]
             torch._foreach_lerp_(list(self.averages.values()), values, 1.0 - ema_decay)
         scale = self.scaler.scale(torch.ones((), device=self.torch_device))
         return Pending.of(torch.stack([total, norm, (~torch.isfinite(norm)).float(), scale]))
 
-    def _update(self, lr: float) -> torch.Tensor:
-        """Clip, skip a step whose gradient is not finite, and move the weights. Returns the norm before clipping."""
-        if self.scaler.is_enabled():
-            self.scaler.unscale_(self.optimizer)
-        gradients = [value.grad for value in self.trained.values() if value.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
-        if self.optim.clip:
-            parameters = list(self.trained.values())
-            torch.nn.utils.clip_grads_with_norm_(parameters, self.optim.clip, norm, foreach=True)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        if self.scaler.is_enabled():
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-        else:
-            # Fused optimisers leave everything as it was where found_inf is 1, without waiting for the device.
-            self.optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
-            self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return norm
-
     def _errors(self, batch: Batch, c: Coefficients) -> torch.Tensor:
-        """Mean squared error of each row, float32 [B]."""
-        x0, eps_in, eps = (self._tensor(each) for each in (batch.x0, batch.eps_in, batch.eps_target))
-        column = {name: self._tensor(getattr(c, name).astype(np.float32)).view(-1, 1, 1, 1) for name in "abpq"}
-        scale = self._tensor(c.c_in.astype(np.float32)).view(-1, 1, 1, 1)
-        x = scale * (column["a"] * x0 + column["b"] * eps_in)
-        wanted = column["p"] * x0 + column["q"] * eps
-        cond = {name: self._tensor(value) for name, value in batch.cond.items()}
+        """The error of each row, float32 [B]."""
+        return row_errors(batch, c, ask=self._ask, send=self._tensor, base=self._untrained)
+
+    def _ask(self, x: torch.Tensor, c_noise: torch.Tensor, cond: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The denoiser's answer, float32; captions that come as token ids go through the text encoders first."""
         with self._autocast():
-            if "text_encoder" in self.parts:
-                cond = self._condition(cond)
             net = self.models.get(self.family.denoiser)
-            answer = self.family.predict(net, x, self._tensor(c.c_noise.astype(np.float32)), cond)
-        error = (answer.float() - wanted).square()
-        if batch.mask is not None:
-            error = error * self._tensor(batch.mask)
-        return torch.mean(error.flatten(1), dim=1)
+            answer: torch.Tensor = self.family.predict(net, x, c_noise, self._condition(cond))
+        return answer.float()
+
+    @contextmanager
+    def _untrained(self) -> Iterator[None]:
+        """The networks as they were before training."""
+        live = {name: self.trained[name] for name in self.originals}
+        nets = [self.models.get(part) for part in self.live]
+        with adapters.switched_off(nets), state.swapped(live, self.originals):
+            yield
 
     @torch.no_grad()
     def evaluate(self, batch: Batch, coefficients: Coefficients, *, ema: bool = False) -> Float32:
@@ -237,27 +247,33 @@ class Engine:
         self.loras += 1
         sampling.add_lora(self.models, self.family, path, name=f"lora{self.loras}", strength=strength)
 
+    def add_refiner(self, folder: Path, handover: float | None = None) -> None:
+        """Take a second stage for sampling."""
+        made = Models(folder, self.torch_device, {}, {self.family.denoiser: DTYPES[self.precision]})
+        self.refiner = sampling.Refiner(made, handover)
+
     def sample(self, requests: Sequence[SampleRequest], *, ema: bool = False) -> list[Picture]:
         with self._quiet(), self._averaged(ema), self._remembering("drawing samples"):
-            return sampling.draw(self.models, requests, self._autocast)
+            return sampling.draw(self.models, requests, self._autocast, notes=self.notes, refiner=self.refiner)
 
     # ---------------------------------------------------------------- state
 
     def read(self) -> dict[str, dict[str, Array]]:
         found = {
             "weights": {name: _numpy(value) for name, value in self.trained.items()},
-            "optimizer": state.read_optimizer(self.optimizer, self.trained, self.scaler),
+            "optimizer": state.read_optimizer(self.optimizer.made, self.trained, self.scaler),
         }
-        if self.averages:
-            found["ema"] = {name: _numpy(value) for name, value in self.averages.items()}
+        if self.averaging:
+            found["ema"] = {name: _numpy(value) for name, value in self._averages().items()}
         return found
 
     def write(self, saved: Mapping[str, Mapping[str, Array]]) -> None:
         state.write_values(self.trained, saved["weights"], "weights")
-        if "ema" in saved or self.averages:
+        # Schedule-free averages follow from the weights and the optimiser's state.
+        if self.averages or ("ema" in saved and not self.optimizer.averaging):
             state.write_values(self.averages, saved.get("ema", {}), "ema")
         if "optimizer" in saved:
-            state.write_optimizer(self.optimizer, self.trained, self.scaler, saved["optimizer"])
+            state.write_optimizer(self.optimizer.made, self.trained, self.scaler, saved["optimizer"])
 
     # ---------------------------------------------------------------- small things
 
@@ -273,10 +289,13 @@ class Engine:
         return torch.autocast(self.torch_device.type, DTYPES[self.precision])
 
     def _quiet(self) -> AbstractContextManager[None]:
-        return state.evaluating([self.models.get(part) for part in {*self.parts, self.family.denoiser}])
+        return state.evaluating([self.models.get(part) for part in self.live or (self.family.denoiser,)])
 
     def _averaged(self, ema: bool) -> AbstractContextManager[None]:
-        return state.swapped(self.trained, self.averages) if ema and self.averages else nullcontext()
+        return state.swapped(self.trained, self._averages()) if ema and self.averaging else nullcontext()
+
+    def _averages(self) -> Mapping[str, torch.Tensor]:
+        return self.averages or self.optimizer.averages()
 
     def _remembering(self, what: str) -> AbstractContextManager[None]:
         return _OutOfMemory(what, self.device)

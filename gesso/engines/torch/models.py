@@ -34,6 +34,8 @@ class Models:
         """`dtypes` says in which type a component is held; the others are float32."""
         self.folder, self.device, self._changes, self._dtypes = folder, device, dict(scheduler), dict(dtypes)
         self.index: dict[str, Any] = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        self.overflows = False
+        """Whether the autoencoder has been seen to overflow in half precision."""
         self._loaded: dict[str, Any] = {}
         for name, value in self.index.items():
             if isinstance(value, list) and value and value[0] and name not in UNUSED:

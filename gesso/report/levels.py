@@ -1,0 +1,99 @@
+"""The held-out loss at each noise level, before training and now: what was learned shows where it was learned."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from gesso.report.html import Markup, element, join
+from gesso.report.reading import Event, Run
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Level:
+    """Mean squared errors at one timestep with their standard errors over pictures, first and last measured."""
+
+    timestep: int
+    before: float
+    before_error: float
+    now: float
+    now_error: float
+
+    @property
+    def clear(self) -> bool:
+        """Whether the change exceeds its standard error. The pictures are the same, so it is less than this one."""
+        return abs(self.now - self.before) > math.hypot(self.before_error, self.now_error)
+
+
+def levels(run: Run) -> list[Level]:
+    """The noise levels that the first and the last measurement of a run have in common, by timestep."""
+    measured = run.of("validated")
+    if len(measured) < 2:
+        return []
+    first, last = (_numbers(measured[at], "by_timestep") for at in (0, -1))
+    errors = [_numbers(measured[at], "error_by_timestep") for at in (0, -1)]
+    return [
+        Level(
+            timestep=timestep,
+            before=first[timestep],
+            before_error=errors[0].get(timestep, 0.0),
+            now=last[timestep],
+            now_error=errors[1].get(timestep, 0.0),
+        )
+        for timestep in sorted(first.keys() & last.keys())
+    ]
+
+
+def table(run: Run) -> Markup | None:
+    """The levels as a table; None where the run has not measured twice."""
+    found = levels(run)
+    if not found:
+        return None
+    first, last = (run.of("validated")[at]["step"] for at in (0, -1))
+    names = ("Timestep", "Before" if first == 0 else f"Step {first:,}", f"Step {last:,}", "Change")
+    head = element("tr", *(element("th", name, scope="col") for name in names))
+    rows = (
+        element(
+            "tr",
+            element("th", f"{level.timestep:,}", scope="row"),
+            element("td", _with_error(level.before, level.before_error)),
+            element("td", _with_error(level.now, level.now_error)),
+            element("td", *_change(level)),
+        )
+        for level in found
+    )
+    return join(
+        element("h3", "Held-out loss by noise level"),
+        element(
+            "div", element("table", element("thead", head), element("tbody", *rows), class_="levels"), class_="scroll"
+        ),
+        element(
+            "p",
+            "Mean squared error ± standard error over pictures. Low timesteps have little noise: there fine detail is "
+            "decided; at high ones, the layout. The bar is what is left of the loss before.",
+            class_="note",
+        ),
+    )
+
+
+def _numbers(event: Event, name: str) -> dict[int, float]:
+    """A measurement's values by timestep, those that were not finite left out."""
+    found: Mapping[str, float | None] = event.get(name) or {}
+    return {int(timestep): float(value) for timestep, value in found.items() if value is not None}
+
+
+def _with_error(value: float, error: float) -> Markup:
+    """A value as exact as its error allows."""
+    number = element("span", f"{value:.3g}", class_="number")
+    return join(number, element("small", f" ± {error:.2g}")) if error > 0 else number
+
+
+def _change(level: Level) -> tuple[Markup, ...]:
+    if level.before <= 0:
+        return (element("small", "–"),)
+    share = level.now / level.before
+    told = element("span", f"{100 * (share - 1):+.0f} %".replace("-", "−"), class_="number")
+    bar = element("i", style=f"width:{100 * min(share, 1.0):.1f}%")
+    doubt = None if level.clear else element("small", " within the error")
+    return join(told, doubt), element("span", bar, class_="bar after", aria_hidden="true")
