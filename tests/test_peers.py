@@ -1,0 +1,77 @@
+"""The comparison with diffusers' scripts (benchmarks/peers): what of it can be tested without them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gesso.recipe import load
+
+PEERS = Path(__file__).parents[1] / "benchmarks" / "peers"
+
+
+@pytest.fixture
+def peers(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """benchmarks/peers/run.py; what it imports by short names is forgotten afterwards."""
+    monkeypatch.syspath_prepend(str(PEERS))
+    before = set(sys.modules)
+    path = list(sys.path)
+    yield import_module("run")
+    sys.path[:] = path
+    for name in {"run", "cases", "measure"} - before:
+        sys.modules.pop(name, None)
+
+
+def test_every_recipe_is_one(peers: ModuleType, tmp_path: Path) -> None:
+    bench = peers.Bench(tmp_path, tmp_path)
+    names = set()
+    for case in (*peers.SD, *peers.SDXL):
+        (tmp_path / f"base-{case.model}-v_prediction").mkdir(exist_ok=True)
+        (tmp_path / f"base-{case.model}").mkdir(exist_ok=True)
+        recipe = load(bench.recipe(case, tmp_path, 8)).recipe
+        assert recipe.train.batch == case.batch
+        assert recipe.optim.lr == case.lr
+        assert bool(recipe.prior.prompt) == case.prior == ("--with_prior_preservation" in case.flags)
+        names.add((case.model, case.name))
+    assert len(names) == len(peers.SD) + len(peers.SDXL)
+
+
+def test_there_is_an_index_for_every_pair_of_pictures(peers: ModuleType) -> None:
+    assert np.gcd(peers.PICTURES, peers.CLASS_PICTURES) == 1
+
+
+@pytest.fixture
+def transforms(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """The stand-in for torchvision.transforms, as long as the test lasts."""
+    if any(Path(folder, "torchvision").is_dir() for folder in sys.path):
+        pytest.skip("torchvision itself is installed")
+    monkeypatch.syspath_prepend(str(PEERS / "standins"))
+    yield import_module("torchvision.transforms")
+    for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+        del sys.modules[name]
+
+
+def test_the_stand_in_crops_and_scales(transforms: ModuleType) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 16, 3)).astype(np.uint8)
+    picture = Image.fromarray(pixels)
+    whole = transforms.Compose(
+        [
+            transforms.Resize(16),
+            transforms.CenterCrop(16),
+            transforms.ToTensor(),
+            transforms.Normalize([0.5], [0.5]),
+        ]
+    )
+    np.testing.assert_allclose(whole(picture).numpy(), pixels[4:20].transpose(2, 0, 1) / 127.5 - 1, atol=1e-6)
+    assert transforms.Resize(8, interpolation=transforms.InterpolationMode.BICUBIC)(picture).size == (8, 12)
+    top, left, height, width = transforms.RandomCrop(16).get_params(picture, (16, 16))
+    assert (left, height, width) == (0, 16, 16)
+    assert 0 <= top <= 8
+    np.testing.assert_array_equal(transforms.RandomHorizontalFlip(p=1.0)(picture), pixels[:, ::-1])
