@@ -18,7 +18,7 @@ def broken(recipe: Recipe, given: Mapping[str, Given]) -> list[Problem]:
     """Every rule between keys that `recipe` breaks; `given` are the values a user wrote, for their places."""
     found = [*_data(recipe), *_batch(recipe), *_model(recipe), *_rest(recipe)]
     found += [*objectives.broken(recipe), *methods.broken(recipe)]
-    return [*(_placed(problem, given) for problem in found), *_idle(recipe, given)]
+    return [*(_placed(problem, given) for problem in found), *idle(recipe, given)]
 
 
 def _placed(problem: Problem, given: Mapping[str, Given]) -> Problem:
@@ -109,7 +109,7 @@ def _rest(recipe: Recipe) -> Iterator[Problem]:
         )
 
 
-def _idle(recipe: Recipe, given: Mapping[str, Given]) -> Iterator[Problem]:
+def idle(recipe: Recipe, given: Mapping[str, Given]) -> Iterator[Problem]:
     """Keys that do nothing because of another. What a flag switches off over the file may stay in the file."""
     for names, active, reason, *switches in _switches(recipe):
         off = max((LAYERS.index(given[switch].origin) for switch in switches if switch in given), default=0)
