@@ -25,6 +25,8 @@ VERBS = {
     "new": "look at a folder of pictures and write a recipe for it",
     "train": "carry out a recipe, or go on with a run where it stopped",
     "generate": "draw pictures with a model, a run or a checkpoint",
+    "inspect": "say what a model file is, without running anything of it",
+    "convert": "rewrite a model or LoRA file in another form",
 }
 CRASHED = 1
 
