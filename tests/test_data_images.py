@@ -291,3 +291,19 @@ def test_tags_tell_transforms_apart() -> None:
     ]
     tags = {Transform(**{**base, **other}).tag() for other in others}  # type: ignore[arg-type]
     assert len(tags) == len(others)
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_sketch_is_the_picture_in_small(tmp_path: Path, orientation: int) -> None:
+    small = np.random.default_rng(2).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[images.ORIENTATION] = orientation
+    whole = Image.fromarray(small).resize((1600, 1200), Image.Resampling.BICUBIC)
+    whole.save(tmp_path / "a.jpg", quality=95, exif=exif)
+    whole.save(tmp_path / "a.png", exif=exif)
+    sketch, full = images.sketch(tmp_path / "a.jpg"), images.load(tmp_path / "a.jpg")
+    assert images.SKETCH <= min(sketch.shape[:2]) <= 150
+    assert (sketch.shape[0] > sketch.shape[1]) == (full.shape[0] > full.shape[1])
+    shrunk = np.asarray(Image.fromarray(full).resize(sketch.shape[1::-1], Image.Resampling.BOX)).astype(int)
+    assert np.abs(shrunk - sketch).max() <= 8
+    assert np.array_equal(images.sketch(tmp_path / "a.png"), images.load(tmp_path / "a.png"))

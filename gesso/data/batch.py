@@ -17,7 +17,8 @@ class Batch:
     cond: what the denoiser is conditioned on, by name; token ids when a text encoder trains.
     weight: float32 [B], each row's share of the step's loss: 1/B in a plain batch, times the row's own weight.
         The loss of a step is sum over rows of weight · w · mean squared error, however the rows are split.
-    mask: float32 [B, 1, H, W] or None.
+    mask: float32 [B, 1, H, W] from 0 to 1, or None: the mean is that of mask · squared error over all of a row's
+        values, so that a picture whose mask lets half of it through counts half.
     teacher: float32 [B] or None; 1 where the target is what the base model answers as it was before training.
     ids: int64 [B], row numbers in the data, for messages.
     """

@@ -63,6 +63,7 @@ class Batches:
             },
             weight=self._weights(slots),
             ids=np.array([slot.row for slot in slots], dtype=np.int64),
+            mask=self.dataset.mask(slots, *mean.shape[2:]),
             teacher=(np.arange(len(slots)) >= instances).astype(np.float32) if self.teacher else None,
         )
         timesteps = self.objective.draw(self.plan.seed, places)
@@ -97,7 +98,8 @@ def held_out(
     """Every record of `dataset` at `timesteps` evenly spaced noise levels, in batches of up to `batch` rows a level.
 
     Nothing varies from one call to the next: the latent is the posterior's mean, the caption the first one, the noise
-    Gaussian and a function of (seed, row), the same at every level. Coefficients are unweighted.
+    Gaussian and a function of (seed, row), the same at every level. Coefficients are unweighted; masks are the
+    picture's own.
     """
     total = objective.schedule.timesteps
     # The middles of equal slices of the schedule: neither its first nor its last level, which say the least.
@@ -112,9 +114,10 @@ def held_out(
             x0=_scaled(mean, scale, shift),
             eps_in=eps,
             eps_target=eps,
-            cond={**dataset.condition([dataset.records[row].captions[0] for row in rows]), **dataset.sizes(slots)},
+            cond={**dataset.condition([dataset.plain_caption(row) for row in rows]), **dataset.sizes(slots)},
             weight=np.full(len(rows), 1.0 / len(rows), dtype=np.float32),
             ids=np.array(rows, dtype=np.int64),
+            mask=dataset.mask(slots, *mean.shape[2:]),
         )
         steps += [(whole, objective.measured(np.full(len(rows), level, dtype=np.int64))) for level in levels]
     return steps

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 
 from gesso.data import images
+from gesso.data.captions import plain
+from gesso.data.places import Place
 from gesso.data.record import Record
 from gesso.data.sources import listed, orphans
 from gesso.schema import DataTable
@@ -18,7 +19,7 @@ def check(
     records: Sequence[Record],
     tables: Sequence[DataTable],
     *,
-    fingerprints: Mapping[Path, str] | None = None,
+    fingerprints: Mapping[Place, str] | None = None,
     counter: Counter | None = None,
 ) -> list[str]:
     """Notes on captions that are not used, equal pictures, shared caption files, and captions that will be cut.
@@ -29,37 +30,41 @@ def check(
     return [*unused, *duplicates(records, fingerprints or {}), *shared(records), *cut(records, counter)]
 
 
-def duplicates(records: Sequence[Record], fingerprints: Mapping[Path, str]) -> list[str]:
+def duplicates(records: Sequence[Record], fingerprints: Mapping[Place, str]) -> list[str]:
     """Picture files with the same bytes; each is learned as often as it is there."""
-    same = _grouped((fingerprints.get(path) or images.fingerprint(path), path) for path in _paths(records))
+    same = _grouped((fingerprints.get(path) or images.fingerprint(path), path) for path in _places(records))
     return [f"{len(paths)} files hold the same picture: {listed(paths)}" for paths in same if len(paths) > 1]
 
 
 def shared(records: Sequence[Record]) -> list[str]:
     """Caption files that several pictures take their caption from, as a.png and a.jpg do."""
-    files = {record.path: record.origin for record in records if record.origin.lower().endswith((".txt", ".caption"))}
+    files = {
+        record.path: record.origin
+        for record in records
+        if record.inner is None and record.origin.lower().endswith((".txt", ".caption"))
+    }
     same = _grouped((origin, path) for path, origin in files.items())
     return [f"{len(paths)} pictures share one caption file: {listed(paths)}" for paths in same if len(paths) > 1]
 
 
 def cut(records: Sequence[Record], counter: Counter | None) -> list[str]:
     """Captions with more tokens than the text encoder takes; what is over has no effect."""
-    captions = {caption: record.origin for record in records for caption in record.captions}
-    if counter is None or not captions:
+    said = {plain(caption, record.style): record.origin for record in records for caption in record.captions}
+    if counter is None or not said:
         return []
-    counts, limit = counter(list(captions))
+    counts, limit = counter(list(said))
     return [
         f"{origin}: the caption has {count} tokens, the text encoder takes {limit}; the end is cut off"
-        for origin, count in zip(captions.values(), counts, strict=True)
+        for origin, count in zip(said.values(), counts, strict=True)
         if count > limit
     ]
 
 
-def _paths(records: Sequence[Record]) -> list[Path]:
-    return list(dict.fromkeys(record.path for record in records))
+def _places(records: Sequence[Record]) -> list[Place]:
+    return list(dict.fromkeys(record.place for record in records))
 
 
-def _grouped(pairs: Iterable[tuple[str, Path]]) -> list[list[str]]:
+def _grouped(pairs: Iterable[tuple[str, Place]]) -> list[list[str]]:
     groups: dict[str, list[str]] = {}
     for name, path in pairs:
         groups.setdefault(name, []).append(str(path))

@@ -17,9 +17,12 @@ from typing import Any
 import numpy as np
 
 from gesso.arrays import Array, Float32
+from gesso.data import captions
 from gesso.data.cache import Store
 from gesso.data.encoded import Captions, Encoder, Pictures
 from gesso.data.images import Transform
+from gesso.data.masks import Masks
+from gesso.data.places import Place
 from gesso.data.plan import Slot
 from gesso.data.record import Record
 from gesso.errors import DataError
@@ -74,8 +77,14 @@ class Dataset:
 
     @cached_property
     def texts(self) -> Captions:
+        # An order of tags is as good as never drawn twice, like a random crop: those captions are encoded when seen.
         keep = self.encoder.cache_text and not self.encoder.train_text
-        return Captions(encoder=self.encoder, store=self.store, keep=keep)
+        lasting = frozenset(self._renderings) if keep and self._endless else keep
+        return Captions(encoder=self.encoder, store=self.store, keep=lasting)
+
+    @cached_property
+    def masks(self) -> Masks:
+        return Masks(pictures=self.pictures)
 
     def transform(self, slot: Slot) -> Transform:
         """How the picture of `slot` is cropped and mirrored in its epoch."""
@@ -89,12 +98,24 @@ class Dataset:
         """The caption of `slot` in its epoch; "" where it is dropped."""
         if self.caption_dropout and self._draw("dropout", slot) < self.caption_dropout:
             return ""
-        captions = self.records[slot.row].captions
-        return captions[int(self._draw("caption", slot) * len(captions))]
+        record = self.records[slot.row]
+        chosen = captions.choose(record.shares, len(record.captions), self._draw("caption", slot))
+        return captions.render(record.captions[chosen], record.style, self.seed, slot.epoch, slot.row)
+
+    def plain_caption(self, row: int) -> str:
+        """The first caption of a row with nothing drawn, for measuring."""
+        return captions.plain(self.records[row].captions[0], self.records[row].style)
 
     def latents(self, slots: Sequence[Slot]) -> tuple[Float32, Float32]:
         """Mean and log-variance of the latent posterior of each slot, float32 [B, C, H, W] each."""
-        return self.pictures.get([(self.records[slot.row].path, self.transform(slot)) for slot in slots])
+        return self.pictures.get([(self.records[slot.row].place, self.transform(slot)) for slot in slots])
+
+    def mask(self, slots: Sequence[Slot], height: int, width: int) -> Float32 | None:
+        """Where in the latents the loss counts, float32 [B, 1, height, width]; None where no record has a mask."""
+        records = [self.records[slot.row] for slot in slots]
+        if all(record.mask is None for record in records):
+            return None
+        return self.masks.get(records, [self.transform(slot) for slot in slots], height, width)
 
     def sizes(self, slots: Sequence[Slot]) -> dict[str, Array]:
         """What the denoiser is told of the picture, the crop and the target size of each slot, by name, one row each.
@@ -105,7 +126,7 @@ class Dataset:
             return {}
         rows = []
         for slot in slots:
-            whole = self.pictures.size(self.records[slot.row].path)
+            whole = self.pictures.size(self.records[slot.row].place)
             rows.append(self.geometry(whole, self.transform(slot).corner(*whole), (self.width, self.height)))
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
@@ -119,7 +140,7 @@ class Dataset:
         Latents that are not kept are not encoded here, yet their pictures are decoded to the last row: better to hear
         of a broken one now than at step 1265. Raises one DataError that names all of them.
         """
-        paths = list(dict.fromkeys(record.path for record in self.records))
+        paths = list(dict.fromkeys(record.place for record in self.records))
         problems: list[DataError] = []
         for done, path in enumerate(paths, 1):
             try:
@@ -129,13 +150,14 @@ class Dataset:
             progress("fingerprints", done, len(paths))
         _raise_all(problems, len(paths))
         pictures = self._prepare_pictures(paths, progress)
+        self._prepare_masks(progress)
         captions_encoded, captions_reused = self._prepare_captions(progress)
         return Prepared(
             encoded=pictures.encoded,
             reused=pictures.reused,
             captions_encoded=captions_encoded,
             captions_reused=captions_reused,
-            notes=pictures.notes,
+            notes=(*pictures.notes, *self._on_demand()),
         )
 
     def lock(self, folders: Iterable[Path] = ()) -> dict[str, Any]:
@@ -149,11 +171,13 @@ class Dataset:
         roots = [*(folder.absolute() for folder in folders), common]
         pictures = [
             {
-                "file": _relative(record.path.absolute(), roots),
-                "sha256": self.pictures.sha256(record.path),
+                "file": _relative(record.path.absolute(), roots) + (str(record.inner) if record.inner else ""),
+                "sha256": self.pictures.sha256(record.place),
                 "captions": list(record.captions),
                 "group": record.group,
                 "weight": record.weight,
+                **({"shares": list(record.shares)} if record.shares else {}),
+                **({"mask": self.pictures.sha256(record.mask), "outside": record.outside} if record.mask else {}),
             }
             for record in self.records
         ]
@@ -167,7 +191,45 @@ class Dataset:
     def _centered(self, flip: bool) -> Transform:
         return Transform(side_width=self.width, side_height=self.height, flip=flip)
 
-    def _prepare_pictures(self, paths: Sequence[Path], progress: Progress) -> Prepared:
+    @cached_property
+    def _renderings(self) -> dict[str, str]:
+        """Every caption that can be seen, with where it comes from, but for those of which there is no end."""
+        return {
+            text: record.origin
+            for record in self.records
+            for caption in record.captions
+            for text in captions.renderings(caption, record.style) or ()
+        } | ({"": ""} if self.caption_dropout else {})
+
+    @cached_property
+    def _endless(self) -> int:
+        """How many records have a caption with more renderings than are encoded beforehand."""
+        return sum(
+            any(captions.renderings(caption, record.style) is None for caption in record.captions)
+            for record in self.records
+        )
+
+    def _on_demand(self) -> list[str]:
+        if not (self._endless and self.encoder.cache_text and not self.encoder.train_text):
+            return []
+        return [
+            f"the captions of {self._endless} of {len(self.records)} pictures are shuffled or have many wildcards: "
+            "each is encoded when it is seen, and none of them is kept"
+        ]
+
+    def _prepare_masks(self, progress: Progress) -> None:
+        transforms = [self._centered(flip) for flip in ((False, True) if self.flip else (False,))]
+        masked = list({(record.mask, record.place): record for record in self.records if record.mask}.values())
+        problems: list[DataError] = []
+        for done, record in enumerate(masked, 1):
+            try:
+                self.masks.check(record, transforms)
+            except DataError as error:
+                problems.append(error)
+            progress("masks", done, len(masked))
+        _raise_all(problems, len(masked))
+
+    def _prepare_pictures(self, paths: Sequence[Place], progress: Progress) -> Prepared:
         flips = (False, True) if self.flip else (False,)
         transforms = [self._centered(flip) for flip in flips] if self.pictures.keep else []
         seen: set[str] = set()
@@ -194,7 +256,7 @@ class Dataset:
             encoded=encoded, reused=len(seen) - encoded, notes=(*notes, *self._enlarged(self.pictures.sizes))
         )
 
-    def _enlarged(self, sizes: Mapping[Path, tuple[int, int]]) -> list[str]:
+    def _enlarged(self, sizes: Mapping[Place, tuple[int, int]]) -> list[str]:
         """One sentence on all the pictures that are narrower or lower than what is trained on."""
         small = [
             f"{path} ({width} × {height})"
@@ -212,14 +274,11 @@ class Dataset:
         """How many captions were encoded, and how many were in the cache."""
         if not self.texts.keep:
             return 0, 0
-        captions = dict.fromkeys(caption for record in self.records for caption in record.captions)
-        if self.caption_dropout:
-            captions.setdefault("")
-        missing = [caption for caption in captions if self.texts.stored(caption) is None]
+        missing = [caption for caption in self._renderings if self.texts.stored(caption) is None]
         for done, caption in enumerate(missing, 1):
             self.texts.encode(caption)
             progress("captions", done, len(missing))
-        return len(missing), len(captions) - len(missing)
+        return len(missing), len(self._renderings) - len(missing)
 
 
 def _raise_all(problems: Sequence[DataError], pictures: int) -> None:
@@ -235,4 +294,5 @@ def _raise_all(problems: Sequence[DataError], pictures: int) -> None:
 
 
 def _relative(path: Path, roots: Sequence[Path]) -> str:
-    return next(path.relative_to(root).as_posix() for root in roots if path.is_relative_to(root))
+    # A root that is the file itself (an archive) leaves nothing of its name.
+    return next(path.relative_to(root).as_posix() for root in roots if path.is_relative_to(root) and path != root)

@@ -10,10 +10,9 @@ was killed while it encoded would end in other bytes than one that was not.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -22,10 +21,11 @@ from gesso.arrays import Array, Float32, Int64, Picture, Pixels
 from gesso.data import images
 from gesso.data.cache import Store, key
 from gesso.data.images import Transform
+from gesso.data.places import Place
 from gesso.errors import DataError, NumbersError
 
 Entry = dict[str, Array]
-Wanted = tuple[Path, Transform]
+Wanted = tuple[Place, Transform]
 
 
 class Encoder(Protocol):
@@ -54,23 +54,23 @@ class Pictures:
     encoder: Encoder
     store: Store
     keep: bool
-    fingerprints: dict[Path, str] = field(default_factory=dict)
+    fingerprints: dict[Place, str] = field(default_factory=dict)
     """SHA-256 of each file as it was when first read."""
-    sizes: dict[Path, tuple[int, int]] = field(default_factory=dict)
+    sizes: dict[Place, tuple[int, int]] = field(default_factory=dict)
     """Width and height of each upright picture in pixels, as far as it has been opened."""
 
-    def size(self, path: Path) -> tuple[int, int]:
+    def size(self, path: Place) -> tuple[int, int]:
         """Width and height of the upright picture in pixels."""
         if path not in self.sizes:
             self.decode(path)
         return self.sizes[path]
 
-    def sha256(self, path: Path) -> str:
+    def sha256(self, path: Place) -> str:
         if path not in self.fingerprints:
             self.fingerprints[path] = images.fingerprint(path)
         return self.fingerprints[path]
 
-    def decode(self, path: Path) -> tuple[Picture, tuple[str, ...]]:
+    def decode(self, path: Place) -> tuple[Picture, tuple[str, ...]]:
         """The picture and notes on it. Raises DataError where it is broken or no longer what was fingerprinted."""
         data = images.contents(path)
         if sha256(data).hexdigest() != self.sha256(path):
@@ -83,13 +83,13 @@ class Pictures:
         self.sizes[path] = picture.shape[1], picture.shape[0]
         return picture, notes
 
-    def stored(self, path: Path, transform: Transform) -> Entry | None:
+    def stored(self, path: Place, transform: Transform) -> Entry | None:
         entry = self.store.get(self.key(path, transform)) if self.keep else None
         if entry:
             self.sizes[path] = int(entry["size"][0]), int(entry["size"][1])
         return entry
 
-    def encode(self, path: Path, transform: Transform, picture: Picture) -> Entry:
+    def encode(self, path: Place, transform: Transform, picture: Picture) -> Entry:
         """{"mean", "logvar"}, float32 [C, H, W], of `picture` under `transform`, and the "size" of the whole picture.
 
         "size" is int64 [2], width and height in pixels.
@@ -116,7 +116,7 @@ class Pictures:
         stacked = _stack(entries[one] for one in wanted)
         return stacked["mean"], stacked["logvar"]
 
-    def key(self, path: Path, transform: Transform) -> str:
+    def key(self, path: Place, transform: Transform) -> str:
         return key(
             kind="latents, one a call",  # earlier versions encoded in groups, under the kind "latents"
             picture=self.sha256(path),
@@ -128,21 +128,24 @@ class Pictures:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Captions:
-    """Conditions by caption. `keep` says whether they go into the cache."""
+    """Conditions by caption. `keep` says whether they go into the cache, or which of them do."""
 
     encoder: Encoder
     store: Store
-    keep: bool
+    keep: bool | Container[str]
+
+    def kept(self, caption: str) -> bool:
+        return self.keep if isinstance(self.keep, bool) else caption in self.keep
 
     def stored(self, caption: str) -> Entry | None:
-        return self.store.get(self.key(caption)) if self.keep else None
+        return self.store.get(self.key(caption)) if self.kept(caption) else None
 
     def encode(self, caption: str) -> Entry:
         """What the denoiser needs of the caption, by name, without a batch axis."""
         entry: Entry = {name: value[0] for name, value in self.encoder.encode_text([caption]).items()}
         if not all(np.isfinite(value).all() for value in entry.values()):
             raise NumbersError(f'the text encoder gives numbers that are not finite for "{caption}"')
-        if self.keep:
+        if self.kept(caption):
             self.store.put(self.key(caption), entry)
         return entry
 

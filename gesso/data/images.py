@@ -8,19 +8,22 @@ nearly white), the first frame of an animation. What cannot be decoded to its la
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
 
-from gesso.arrays import Array, Float32, Picture
+from gesso.arrays import Array, Float32, Picture, UInt8
+from gesso.data.places import Inside, Place
 from gesso.errors import DataError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
 """Pillow's readers that may run. Each of its forty others is one more way for a file to do harm."""
 MEGAPIXELS = 64
+SKETCH = 64
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -74,8 +77,10 @@ class Transform:
         return f"cover-lanczos-1 {size} at {place} flip {int(self.flip)}"
 
 
-def fingerprint(path: Path) -> str:
-    """SHA-256 of the file's bytes, in hexadecimal."""
+def fingerprint(path: Place) -> str:
+    """SHA-256 of the picture's bytes, in hexadecimal."""
+    if isinstance(path, Inside):
+        return hashlib.sha256(contents(path)).hexdigest()
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -83,28 +88,62 @@ def fingerprint(path: Path) -> str:
         raise _unreadable(path, error) from error
 
 
-def load(path: Path) -> Picture:
+def load(path: Place) -> Picture:
     """The picture at `path`, uint8 [height, width, 3], sRGB, upright. Raises DataError."""
     return decode(contents(path), path)[0]
 
 
-def contents(path: Path) -> bytes:
-    """The bytes of the file at `path`. Raises DataError."""
+def contents(path: Place) -> bytes:
+    """The bytes of the picture at `path`, a file or a place inside one. Raises DataError."""
     try:
-        return path.read_bytes()
+        return path.read() if isinstance(path, Inside) else path.read_bytes()
     except OSError as error:
         raise _unreadable(path, error) from error
 
 
-def decode(data: bytes, path: Path) -> tuple[Picture, tuple[str, ...]]:
+def decode(data: bytes, path: Place) -> tuple[Picture, tuple[str, ...]]:
     """The picture in `data`, as `load` gives it, and what a user should know of it. `path` names it in messages."""
+    with _opened(data, path) as image:
+        notes = _notes(image)
+        picture = np.asarray(_srgb(_upright(image), notes))
+    return picture, tuple(notes)
+
+
+def sketch(path: Place) -> Picture:
+    """The picture at `path` in small, as `load` gives it: JPEG at up to an eighth of its size, in little time.
+
+    Its shorter side remains at least SKETCH pixels where it had as many. Raises DataError.
+    """
+    with _opened(contents(path), path, draft=SKETCH) as image:
+        return np.asarray(_srgb(_upright(image), []))
+
+
+def opacity(data: bytes, path: Place) -> UInt8 | None:
+    """How opaque each pixel of the upright picture in `data` is, uint8 [height, width]; None where all of it is."""
+    with _opened(data, path) as image:
+        image = _upright(image)
+        if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+            image = _scaled(image, [])
+        if not image.has_transparency_data:
+            return None
+        alpha = np.asarray(image.convert("RGBA").getchannel("A"))
+    return None if alpha.min() == 255 else alpha
+
+
+@contextmanager
+def _opened(data: bytes, path: Place, draft: int = 0) -> Iterator[Image.Image]:
+    """The picture in `data`, decoded to its last row; whatever goes wrong with it becomes a DataError that names it.
+
+    A JPEG may be decoded smaller, with its shorter side at least `draft` pixels long.
+    """
     try:
         with Image.open(BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > MEGAPIXELS * 1_000_000:
                 raise _too_large(path, f"{image.width} × {image.height} pixels are")
+            if draft:
+                image.draft(None, (draft, draft))
             image.load()
-            notes = _notes(image)
-            picture = np.asarray(_srgb(_upright(image), notes))
+            yield image
     except DataError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -115,7 +154,6 @@ def decode(data: bytes, path: Path) -> tuple[Picture, tuple[str, ...]]:
         raise
     except Exception as error:  # crafted or cut files make Pillow's readers raise nearly anything
         raise _broken(path, f"{error or type(error).__name__}") from error
-    return picture, tuple(notes)
 
 
 def apply(picture: Picture, transform: Transform) -> Float32:
@@ -225,13 +263,13 @@ def _what_else(data: bytes) -> str:
     return "its contents are none of " + ", ".join(FORMATS)
 
 
-def _broken(path: Path, reason: str) -> DataError:
+def _broken(path: Place, reason: str) -> DataError:
     return DataError(
         f"not a readable picture: {reason}", where=str(path), todo="replace the file or take it out of the folder"
     )
 
 
-def _too_large(path: Path, what: str) -> DataError:
+def _too_large(path: Place, what: str) -> DataError:
     return DataError(
         f"{what} more than the {MEGAPIXELS} megapixels that gesso opens",
         where=str(path),
@@ -239,6 +277,6 @@ def _too_large(path: Path, what: str) -> DataError:
     )
 
 
-def _unreadable(path: Path, error: OSError) -> DataError:
+def _unreadable(path: Place, error: OSError) -> DataError:
     reason = error.strerror or str(error)
     return DataError(f"cannot be read ({reason})", where=str(path), todo="check the file and its permissions")

@@ -12,6 +12,15 @@ from gesso.errors import DataError
 PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"})
 CAPTIONS = (".txt", ".caption")
 """Endings of caption files; the first one found counts."""
+LISTS = ("metadata.jsonl", "metadata.csv", "metadata.parquet", "image_captions.json", "img_txt.csv")
+"""Files that list pictures with their captions; they count in the folder itself, not further down."""
+SHARDS = (".tar", ".parquet", ".arrow")
+"""Endings of files that hold pictures."""
+MASK = "-masklabel"
+"""What the name of a mask has behind the stem of its picture: dog.jpg, dog-masklabel.png."""
+
+Found = tuple[tuple[str, ...], tuple[float, ...], str]
+"""A picture's captions, their weights (none where all are alike), and where they were found."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,9 +31,13 @@ class Folder:
     path: Path
     pictures: Mapping[str, Path]
     captions: Mapping[str, Path]
-    metadata: Path | None
+    masks: Mapping[str, Path]
+    """Masks by the name of their picture without its ending."""
+    lists: Mapping[str, Path]
+    shards: Mapping[str, Path]
+    """Files that hold pictures, in the folder or below it."""
     nested: tuple[str, ...]
-    """metadata.jsonl files further down, which are not read."""
+    """Lists of captions further down, which are not read."""
     links: tuple[str, ...]
     """Linked folders, which are not followed: a link may lead outside, or round in a circle."""
 
@@ -36,32 +49,46 @@ def scan(name: str, key: str = "data") -> Folder:
     read, and for a name that is not text: every record of a run is UTF-8, which could not hold it.
     """
     root = Path(name).expanduser()
-    _check_name(name, f"set {key}.path to a folder whose name is UTF-8")
+    check_name(name, f"set {key}.path to a folder whose name is UTF-8")
     if not root.is_dir():
         what = "is a file, not a folder of pictures" if root.exists() else "there is no such folder"
         raise DataError(what, where=name, todo=f"check {key}.path; it is relative to where gesso was started")
     files: dict[str, Path] = {}
     links: list[str] = []
     for here, folders, names in os.walk(root, onerror=_unreadable):
+        place = Path(here)
+        prefix = "" if place == root else f"{place.relative_to(root).as_posix()}/"
         folders[:] = [folder for folder in folders if not folder.startswith(".")]
-        links += [_relative(root, here, folder) for folder in folders if Path(here, folder).is_symlink()]
-        files.update({_relative(root, here, file): Path(here, file) for file in names if not file.startswith(".")})
+        links += [prefix + folder for folder in folders if (place / folder).is_symlink()]
+        files.update({prefix + file: place / file for file in names if not file.startswith(".")})
     files = dict(sorted(files.items()))
-    endings = {*PICTURES, *CAPTIONS, ".jsonl"}
-    for entry in [*(file for file, path in files.items() if path.suffix.lower() in endings), *links]:
-        _check_name(f"{name}/{entry}", "rename it; `convmv` renames whole folders to UTF-8")
+    endings = {file: path.suffix.lower() for file, path in files.items()}
+    known = {*PICTURES, *CAPTIONS, *SHARDS, ".jsonl", ".csv", ".json"}
+    for entry in [*(file for file, ending in endings.items() if ending in known), *links]:
+        check_name(f"{name}/{entry}", "rename it; `convmv` renames whole folders to UTF-8")
+    pictures = {file: path for file, path in files.items() if endings[file] in PICTURES}
+    masks = _masks(pictures)
+    hidden = set(masks.values())
     return Folder(
         name=Path(name).as_posix(),
         path=root,
-        pictures={file: path for file, path in files.items() if path.suffix.lower() in PICTURES},
-        captions={file: path for file, path in files.items() if path.suffix.lower() in CAPTIONS},
-        metadata=files.get("metadata.jsonl"),
-        nested=tuple(file for file in files if file.endswith("/metadata.jsonl")),
+        pictures={file: path for file, path in pictures.items() if path not in hidden},
+        captions={file: path for file, path in files.items() if endings[file] in CAPTIONS},
+        masks=masks,
+        lists={file: files[file] for file in LISTS if file in files},
+        shards={file: path for file, path in files.items() if endings[file] in SHARDS and file not in LISTS},
+        nested=tuple(file for file in files if file.rpartition("/")[2] in LISTS and "/" in file),
         links=tuple(sorted(links)),
     )
 
 
-def _check_name(name: str, todo: str) -> None:
+def stem(name: str) -> str:
+    """The name without its ending."""
+    folder, slash, file = name.rpartition("/")
+    return folder + slash + file.rpartition(".")[0]
+
+
+def check_name(name: str, todo: str) -> None:
     """Raise DataError where the system's bytes for a name are not UTF-8, which Python shows as lone surrogates."""
     try:
         name.encode("utf-8")
@@ -70,8 +97,11 @@ def _check_name(name: str, todo: str) -> None:
         raise DataError("the name is not UTF-8 text", where=shown, todo=todo) from error
 
 
-def _relative(root: Path, here: str, name: str) -> str:
-    return Path(here, name).relative_to(root).as_posix()
+def _masks(pictures: Mapping[str, Path]) -> dict[str, Path]:
+    """The pictures that are masks of others, by what they mask."""
+    stems = {stem(name) for name in pictures}
+    named = {stem(name).removesuffix(MASK): path for name, path in pictures.items() if stem(name).endswith(MASK)}
+    return {name: path for name, path in named.items() if name in stems}
 
 
 def _unreadable(error: OSError) -> None:

@@ -28,6 +28,11 @@ def read(path: Path, where: str, encoding: str = "") -> str:
         data = path.read_bytes()
     except OSError as error:
         raise DataError(f"cannot be read ({error.strerror})", where=where, todo="check its permissions") from error
+    return decoded(data, where, encoding)
+
+
+def decoded(data: bytes, where: str, encoding: str = "") -> str:
+    """The text in `data`, as `read` gives it of a file."""
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return _decode(data, "utf-16", where)
     try:
