@@ -1,0 +1,356 @@
+"""Commands of the diffusers and mindone scripts as recipes."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from importers_parts import command, fates, folder, recipe, stops
+
+from gesso import cli
+from gesso.errors import Exit, RecipeError
+from gesso.importers import diffusers_flags, shell, translate
+
+XL = "stabilityai/stable-diffusion-xl-base-1.0"
+TEXT = "python train_text_to_image.py --pretrained_model_name_or_path=owner/base --train_data_dir=photos "
+LORA = "python train_text_to_image_lora.py --pretrained_model_name_or_path=owner/base --train_data_dir=photos "
+SDXL = f"python train_text_to_image_sdxl.py --pretrained_model_name_or_path={XL} --train_data_dir=photos "
+DREAM = "python train_dreambooth.py --pretrained_model_name_or_path=owner/base --instance_data_dir=dog "
+DREAM += "--instance_prompt='a photo of sks dog' "
+DREAM_XL = DREAM.replace("train_dreambooth.py", "train_dreambooth_lora_sdxl.py").replace("owner/base", XL)
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_the_first_command_that_the_scripts_pages_show() -> None:
+    found = command(
+        """
+        export MODEL_NAME="CompVis/stable-diffusion-v1-4"  # the base
+        export TRAIN_DIR='path to/pictures'
+
+        accelerate launch --mixed_precision="fp16" train_text_to_image.py \\
+          --pretrained_model_name_or_path=$MODEL_NAME \\
+          --train_data_dir="${TRAIN_DIR}" \\
+          --use_ema \\
+          --resolution=512 --center_crop --random_flip \\
+          --train_batch_size=1 --gradient_accumulation_steps=4 --gradient_checkpointing \\
+          --max_train_steps=15000 --learning_rate=1e-05 --max_grad_norm=1 \\
+          --lr_scheduler="constant" --lr_warmup_steps=0 \\
+          --output_dir="sd-model-$(date +%Y)" \\
+          # the end
+        """
+    )
+    assert (found.model.base, found.data[0].path, found.data[0].prompt) == (
+        "CompVis/stable-diffusion-v1-4",
+        "path to/pictures",
+        None,
+    )
+    assert (found.adapter.kind, found.optim.ema, found.out) == ("none", 0.9999, f"sd-model-{time.strftime('%Y')}")
+    train = found.train
+    assert (train.batch, train.micro_batch, train.steps, train.resolution) == (4, 1, 15000, 512)
+    assert (train.crop, train.flip, train.precision, train.gradient_checkpointing) == ("center", True, "fp16", True)
+    assert (found.optim.lr, found.optim.clip, found.optim.warmup, found.save.every) == (1e-5, 1.0, 0, 500)
+
+
+def test_what_a_script_takes_by_default_is_taken() -> None:
+    found = command(TEXT)
+    assert (found.train.epochs, found.train.batch, found.train.crop, found.train.resolution) == (100, 16, "random", 512)
+    assert (found.out, found.optim.lr, found.optim.schedule) == ("sd-model-finetuned", 1e-4, "constant")
+    found = command(LORA)
+    assert (found.adapter.kind, found.adapter.rank, found.adapter.alpha) == ("lora", 4, None)
+    found = command(DREAM)
+    assert (found.train.epochs, found.train.batch, found.optim.lr) == (1, 4, 5e-6)
+    found = command(DREAM_XL)
+    assert (found.optim.weight_decay, found.train.resolution, found.data[0].prompt) == (
+        1e-4,
+        1024,
+        "a photo of sks dog",
+    )
+    assert found.optim.text_encoder_lr is None
+
+
+def test_devices_and_accumulation_become_the_batch() -> None:
+    for launcher in (
+        "accelerate launch --multi_gpu --num_processes 2",
+        "msrun --worker_num=2 --log_dir=x",
+        "torchrun --nproc_per_node 2",
+    ):
+        line = LORA.replace("python", launcher) + "--train_batch_size 3 --gradient_accumulation_steps 5"
+        found = command(line)
+        assert (found.train.batch, found.train.micro_batch) == (30, 3)
+    found = command(LORA + "--train_batch_size 3 --scale_lr --learning_rate 1e-4 --gradient_accumulation_steps 2")
+    assert found.optim.lr == pytest.approx(6e-4)
+
+
+def test_dropout_takes_the_batch_whole() -> None:
+    line = DREAM_XL + "--lora_dropout 0.1 --train_batch_size 2 --gradient_accumulation_steps 2 --max_train_steps 9"
+    found = command(line)
+    assert (found.train.batch, found.train.micro_batch, found.adapter.dropout) == (4, 0, 0.1)
+
+
+def test_warm_up_is_ignored_where_the_script_ignores_it() -> None:
+    assert command(LORA + "--lr_warmup_steps 100").optim.warmup == 0
+    found = command(LORA + "--lr_scheduler cosine --lr_warmup_steps 100 --max_train_steps 400")
+    assert (found.optim.schedule, found.optim.warmup, found.train.steps) == ("cosine", 100, 400)
+    assert "optim.warmup" in next(iter(stops(LORA + "--lr_scheduler cosine --max_train_steps 400").values()))
+
+
+def test_zero_is_off_and_a_negative_stops() -> None:
+    found = command(LORA + "--snr_gamma 0 --max_grad_norm 0 --noise_offset 0")
+    assert (found.objective.weighting, found.optim.clip, found.objective.noise_offset) == ("uniform", 0, 0)
+    assert command(LORA + "--snr_gamma 5").objective.gamma == 5
+    assert stops(LORA + "--snr_gamma -1") == {
+        "--snr_gamma": "objective.gamma would be -1, but must be a number, at least 0"
+    }
+    assert "--train_batch_size" in stops(LORA + "--train_batch_size 0")
+    assert "--learning_rate" in stops(LORA + "--learning_rate=-1")
+
+
+def test_an_objective_of_each_script() -> None:
+    found = command(TEXT + "--input_perturbation 0.1 --dream_training --prediction_type epsilon --noise_offset 0.05")
+    assert found.objective.input_perturbation == 0.1
+    assert (found.objective.dream, found.objective.dream_detail, found.objective.prediction) == (True, 1.0, "epsilon")
+    found = command(SDXL + "--timestep_bias_strategy later --timestep_bias_multiplier 3 --timestep_bias_portion 0.5")
+    assert (found.objective.times, found.objective.times_multiplier, found.objective.times_portion) == ("later", 3, 0.5)
+    assert command(SDXL + "--timestep_bias_strategy later").objective.times == "uniform"
+    assert (
+        "above 0"
+        in stops(SDXL + "--timestep_bias_strategy later --timestep_bias_multiplier 0")["--timestep_bias_multiplier"]
+    )
+    assert command(DREAM + "--offset_noise").objective.noise_offset == 0.1
+    assert command(DREAM_XL + "--do_edm_style_training").objective.edm_style
+    playground = DREAM_XL.replace(XL, "playgroundai/playground-v2.5-1024px-aesthetic")
+    assert not command(playground + "--do_edm_style_training").objective.edm_style
+    assert "--snr_gamma" in stops(DREAM_XL + "--do_edm_style_training --snr_gamma 5")
+
+
+def test_prior_preservation(tmp_path: Path) -> None:
+    folder(tmp_path / "dog", 5)
+    folder(tmp_path / "class", 3)
+    prior = "--with_prior_preservation --class_prompt 'a dog' --class_data_dir class --num_class_images 200 "
+    found = command(DREAM + prior + "--prior_loss_weight 0.5 --num_train_epochs 2")
+    assert (found.prior.prompt, found.prior.path, found.prior.pictures, found.prior.weight) == (
+        "a dog",
+        "class",
+        200,
+        0.5,
+    )
+    # The script's epoch has as many pictures as the larger set.
+    assert found.train.steps == 2 * 200 / 4
+    assert (found.prior.sampling_steps, found.prior.guidance) == (50, 7.5)
+    drawn = DREAM.replace("dreambooth.py", "dreambooth_lora.py") + prior + "--validation_prompt x --validation_epochs 2"
+    assert command(drawn).sample.every_epochs == 2 * 200 / 5
+    missing = translate([DREAM + prior.replace("class_data_dir class", "class_data_dir none") + "--max_train_steps 9"])
+    assert fates(missing)["--class_data_dir"] == "differs"
+    assert recipe(missing).prior.path == ""
+    without = translate([DREAM + "--class_prompt 'a dog' --max_train_steps 9"])
+    assert fates(without)["--class_prompt"] == "harmless"
+    assert "--class_prompt" in stops(DREAM + "--with_prior_preservation --max_train_steps 9")
+    (tmp_path / "dog").rename(tmp_path / "cat")
+    assert "--max_train_steps" in stops(DREAM + prior)
+
+
+def test_text_encoders_and_optimisers() -> None:
+    found = command(DREAM + "--train_text_encoder --use_8bit_adam --adam_beta2 0.99")
+    assert (found.model.train, found.optim.name, found.optim.betas) == (
+        ("unet", "text_encoder"),
+        "adamw_8bit",
+        (0.9, 0.99),
+    )
+    found = command(DREAM_XL + "--train_text_encoder --use_dora --rank 8")
+    assert found.model.train == ("unet", "text_encoder", "text_encoder_2")
+    assert (found.optim.text_encoder_lr, found.optim.text_encoder_weight_decay) == (5e-6, 1e-3)
+    assert (found.adapter.kind, found.adapter.rank) == ("dora", 8)
+    line = (
+        DREAM_XL
+        + "--train_text_encoder --optimizer prodigy --learning_rate 1 --prodigy_decouple False --prodigy_beta3 0.9"
+    )
+    found = command(line)
+    assert (found.optim.name, found.optim.decouple, found.optim.beta3, found.optim.lr) == ("prodigy", False, 0.9, 1)
+    assert found.optim.text_encoder_lr is None
+    assert "set optim.lr = 1" in stops(DREAM_XL + "--optimizer prodigy --learning_rate 1e-4")["--learning_rate"]
+    early = DREAM.replace("dreambooth.py", "dreambooth_lora.py") + "--train_text_encoder --pre_compute_text_embeddings"
+    assert list(stops(early)) == ["--pre_compute_text_embeddings"]
+
+
+def test_mindones_names() -> None:
+    found = command(LORA + "--lora_rank 32 --distributed --enable_mindspore_data_sink")
+    assert found.adapter.rank == 32
+
+
+def test_validation_becomes_samples() -> None:
+    found = command(DREAM_XL + "--validation_prompt 'a dog' --validation_epochs 25 --seed 3 --num_validation_images 2")
+    sample = found.sample
+    assert (sample.prompts, sample.seeds, sample.every_epochs, sample.steps) == (("a dog",), (3, 4), 25, 25)
+    assert (sample.guidance, sample.scheduler, found.seed) == (5.0, "DPMSolverMultistepScheduler", 3)
+    found = command(TEXT + '--validation_prompts "a dog" "a cat" --center_crop')
+    assert (found.sample.prompts, found.sample.seeds, found.sample.every_epochs) == (("a dog", "a cat"), (0,), 5)
+    assert fates(translate([TEXT + "--validation_epochs 3"]))["--validation_epochs"] == "harmless"
+
+
+def test_checkpoints() -> None:
+    found = command(LORA + "--checkpointing_steps 100 --checkpoints_total_limit 2 --resume_from_checkpoint latest")
+    assert (found.save.every, found.save.keep) == (100, 2)
+    assert command(LORA).save.keep == 1000
+    assert "--resume_from_checkpoint" in stops(LORA + "--resume_from_checkpoint out/checkpoint-5")
+
+
+@pytest.mark.parametrize(
+    ("line", "key"),
+    [
+        ("--report_to wandb", "--report_to"),
+        ("--push_to_hub", "--push_to_hub"),
+        ("--dataset_name owner/pictures", "--dataset_name"),
+        ("--lr_scheduler piecewise_constant", "--lr_scheduler"),
+        ("--mixed_precision fp8", "--mixed_precision"),
+        ("--resolution 500", "--resolution"),
+        ("--rank many", "--rank"),
+        ("--rank", "--rank"),
+        ("stray", '"stray"'),
+    ],
+)
+def test_what_cannot_be_done_stops_with_its_key(line: str, key: str) -> None:
+    found = stops(LORA + line)
+    assert key in found
+    assert found[key]
+
+
+def test_a_misspelt_flag_gets_the_nearest_name_and_a_foreign_one_its_script() -> None:
+    found = stops(LORA + "--lerning_rate 3 --use_ema")
+    assert found["--lerning_rate"].endswith("did you mean --learning_rate?")
+    assert "train_text_to_image.py has" in found["--use_ema"]
+
+
+def test_no_model_and_no_pictures_are_asked_for() -> None:
+    assert set(stops("python train_dreambooth.py")) == {"--pretrained_model_name_or_path", "--instance_data_dir"}
+    assert set(stops(DREAM.partition("--instance_prompt")[0])) == {"--instance_prompt"}
+
+
+def test_a_local_data_set_is_a_folder(tmp_path: Path) -> None:
+    folder(tmp_path / "set", 2)
+    line = LORA.replace("--train_data_dir=photos", "--dataset_name=set")
+    assert command(line).data[0].path == "set"
+    found = command(LORA + "--caption_column words --image_column picture --max_train_samples 5").data[0]
+    assert (found.caption_column, found.image_column, found.max_samples) == ("words", "picture", 5)
+    both = LORA + "--dataset_name imagefolder"
+    assert fates(translate([both]))["--dataset_name"] == "harmless"
+
+
+def test_every_line_says_where_it_is_from_and_tokens_are_never_shown() -> None:
+    imported = translate([LORA + "--rank 8 --hub_token hf_secret"])
+    for line in imported.text.splitlines():
+        assert not line or line.startswith(("#", "[")) or "  # " in line
+    assert "rank = 8  # --rank" in imported.text
+    assert "hf_secret" not in json.dumps(imported.as_json())
+
+
+def test_a_value_cannot_smuggle_a_line_into_the_recipe() -> None:
+    words = [*LORA.split(), "--output_dir", 'x"\n[train]\nsteps = 1 #']
+    found = recipe(translate(words))
+    assert found.out == 'x"\n[train]\nsteps = 1 #'
+    assert found.train.epochs == 100
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("python train_text_to_image.py --output_dir $OUT", "$OUT"),
+        ("python train_text_to_image.py --output_dir $(rm -rf x)", "only a shell"),
+        ("python train_text_to_image.py --output_dir `id`", "only a shell"),
+        ("python train_text_to_image.py > log.txt", "only a shell"),
+        ("python train_text_to_image.py --x 'open", "without its end"),
+        ('python train_text_to_image.py --x "open', "without its end"),
+        ("python train_text_to_imag.py --x 1", "did you mean train_text_to_image.py"),
+        ("python flux_train_network.py --x 1", "does not have"),
+        ("echo hello world", "no command of a training script"),
+        ("python train_dreambooth.py\npython train_text_to_image.py", "several"),
+        ("accelerate launch --num_processes none train_dreambooth.py", "whole number"),
+    ],
+)
+def test_what_is_no_command_is_refused_in_one_sentence(text: str, what: str) -> None:
+    with pytest.raises(RecipeError, match=re.escape(what)):
+        translate([text])
+
+
+def test_a_shell_file_with_other_commands() -> None:
+    Path("train.sh").write_text(
+        "#!/bin/bash\r\ncd somewhere && pip install -r requirements.txt\r\n"
+        "CUDA_VISIBLE_DEVICES=0 nohup python ./examples/train_text_to_image_lora.py \\\r\n"
+        "  --pretrained_model_name_or_path=a/b --train_data_dir=p#1 &\r\n",
+        encoding="utf-8",
+    )
+    assert recipe(translate(["train.sh"])).data[0].path == "p#1"
+
+
+def test_launchers_that_gesso_does_not_know_stop() -> None:
+    line = LORA.replace("python", "accelerate launch --use_deepspeed --zero_stage 2")
+    assert "--use_deepspeed" in stops(line)
+
+
+def test_the_verb_writes_once_and_reports(capsys: pytest.CaptureFixture[str]) -> None:
+    words = LORA.split()
+    assert cli.main(["import", *words, "--dry-run"]) == 0
+    assert "[model]" in capsys.readouterr().out
+    assert not Path("recipe.toml").exists()
+    assert cli.main(["import", *words, "--rank", "8", "--out", "dog.toml"]) == 0
+    assert "dog.toml is written" in capsys.readouterr().out
+    assert cli.main(["import", *words, "--out=dog.toml"]) == Exit.RECIPE
+    assert "is there already" in capsys.readouterr().err
+    assert cli.main(["import", *words, "--push_to_hub", "--json"]) == Exit.RECIPE
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["stopped"], answer["recipe"], answer["written"]) == (True, None, None)
+    assert not Path("recipe.toml").exists()
+    assert cli.main(["import"]) == Exit.RECIPE
+    assert cli.main(["import", "none.toml"]) == Exit.RECIPE
+    assert cli.main(["import", "recipe.xyz"]) == Exit.RECIPE
+
+
+VALUES: dict[str, list[Any]] = {
+    "switch": [True, "false"],
+    "whole": [0, 1, 2, 7, 64, -3, "x", 1000],
+    "number": [0, 0.1, 1, 1e-5, -1, "nan", "1e999"],
+    "text": ["", "a", "latest", "cosine", "fp16", "none", "later", "epsilon", "prodigy", "/"],
+    "texts": [["a dog"], ["a", "a"], []],
+    "any": ["a", True, "1"],
+}
+
+
+@given(data=st.data(), name=st.sampled_from(sorted(diffusers_flags.SCRIPTS)))
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_flags_lead_to_a_recipe_that_loads_or_to_named_stops(data: st.DataObject, name: str) -> None:
+    table = diffusers_flags.rows(name)
+    flags = data.draw(st.lists(st.sampled_from(sorted(table)), unique=True, max_size=12))
+    words = ["--pretrained_model_name_or_path", "a/b", "--instance_prompt", "p"][: 4 if "dreambooth" in name else 2]
+    words += ["--train_data_dir" if "train_data_dir" in table else "--instance_data_dir", "photos"]
+    for flag in flags:
+        value = data.draw(st.sampled_from(VALUES[table[flag].kind]))
+        spoken = value if isinstance(value, list) else [] if value is True else [str(value)]
+        words += [f"--{flag}", *spoken]
+    imported = translate(["python", name, *words])
+    assert {entry.key for entry in imported.entries} >= {word for word in words if word.startswith("--")}
+    if imported.stopped:
+        assert imported.text == ""
+        assert all(entry.note for entry in imported.stopped)
+    else:
+        recipe(imported)
+
+
+def test_a_terminal_is_safe_from_what_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["import", *LORA.split(), "--output_dir", "a\x1b[2Jb", "--dry-run"]) == 0
+    assert "\x1b" not in capsys.readouterr().out
+    assert cli.main(["import", *LORA.split(), "--output_dir", "a\udcff"]) == Exit.RECIPE
+    assert "not valid text" in capsys.readouterr().err
+
+
+def test_shell_words() -> None:
+    assert shell.commands("X=1; a 'b $X' \"c ${X}\" d\\ e #f\ng") == [["a", "b $X", "c 1", "d e"], ["g"]]
+    assert shell.commands("a \\\n  b ^\n c") == [["a", "b", "c"]]
