@@ -188,7 +188,7 @@ def test_nesting_that_doubles_takes_no_time(tmp_path: Path) -> None:
 
 
 def test_packed_archives_and_other_imports_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="does not lie in its storage"):
+    with pytest.raises(StorageError, match="is compressed"):
         torch_file.read(archive(tmp_path, tensor([4], [1]), {"0": bytes(16)}, packed=True))
     with pytest.raises(StorageError, match=r"this pickle would import os\.system"):
         torch_file.read(archive(tmp_path, b"\x80\x02cos\nsystem\n."))

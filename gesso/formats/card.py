@@ -12,9 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from gesso import __version__
-from gesso.formats import embeddings
-from gesso.formats.adapter import LORAS
-from gesso.formats.peft import KINDS
+from gesso.formats import embeddings, usage
 from gesso.schema import Recipe
 from gesso.storage import write_bytes
 
@@ -24,18 +22,27 @@ _HERE = "path/of/this/folder"
 _LICENCE = ("license", "license_name", "license_link")
 
 
-def write(out: Path, recipe: Recipe, files: Sequence[str], *, base: Path | None = None, pictures: int = 0) -> Path:
+def write(
+    out: Path,
+    recipe: Recipe,
+    files: Sequence[str],
+    *,
+    base: Path | None = None,
+    pictures: int = 0,
+    scheduler: Mapping[str, object] | None = None,
+) -> Path:
     """Write `out`/README.md and give its path.
 
     files: the result, relative to `out` ("pytorch_lora_weights.safetensors", "model_index.json", files of learned
     words). base: the base model's folder, whose own card states the licence. pictures: how many were learned from; 0
-    where it is not known.
+    where it is not known. scheduler: what the run changed in the base's scheduler configuration.
     """
     licence = licence_of(base / "README.md") if base else {}
     path = out / "README.md"
     words = embeddings.usage([place for place in embeddings.files(out) if place.name in files], _HERE)
     samples = newest_samples(out)
-    text = card(recipe, files, name=out.name, licence=licence, samples=samples, pictures=pictures, words=words)
+    use = _use(recipe, words, scheduler or {})
+    text = card(recipe, files, name=out.name, licence=licence, samples=samples, pictures=pictures, use=use)
     write_bytes(path, text.encode())
     return path
 
@@ -48,22 +55,22 @@ def card(
     licence: Mapping[str, str],
     samples: Sequence[str],
     pictures: int,
-    words: str = "",
+    use: str,
 ) -> str:
     """The card's text; `samples` are pictures' names relative to the card ("samples/step-8/p00-s0.png").
 
-    `words`: the Python lines that load learned words into `pipe`.
+    `use`: the Python lines that draw with the result.
     """
     shown = [(_prompt(recipe, sample), sample) for sample in samples]
     parts = [
         "---\n" + _front(recipe, licence, shown) + "---",
         f"# {name}",
         _what(recipe),
-        "## Use\n\n```python\n" + _use(recipe, words) + "```",
-        "## Training\n\n" + _training(recipe, pictures),
+        f"## Use\n\n```python\n{use}```",
+        "## Training\n\n" + training(recipe, pictures),
     ]
     if shown:
-        parts.append("## Samples\n\n" + "\n".join(f"![{_plain(text)}]({file})" for text, file in shown))
+        parts.append("## Samples\n\n" + "\n".join(f"![{plain(text)}]({file})" for text, file in shown))
     if not licence:
         parts.append(
             "## Licence\n\nThe base model's folder states no licence, so none is given here. "
@@ -96,17 +103,17 @@ def newest_samples(out: Path) -> list[str]:
 
 def _front(recipe: Recipe, licence: Mapping[str, str], shown: Sequence[tuple[str, str]]) -> str:
     tags = ["text-to-image", "stable-diffusion", "diffusers", "diffusers-training", _kind(recipe)]
-    lines = [f"{key}: {_quoted(value)}" for key, value in licence.items()]
+    lines = [f"{key}: {quoted(value)}" for key, value in licence.items()]
     if _is_hub_id(recipe):
-        lines.append(f"base_model: {_quoted(recipe.model.base)}")
+        lines.append(f"base_model: {quoted(recipe.model.base)}")
     lines += ["library_name: diffusers", "pipeline_tag: text-to-image", "tags:", *(f"  - {tag}" for tag in tags)]
     prompt = next((table.prompt for table in recipe.data if table.prompt), None)
     if prompt:
-        lines.append(f"instance_prompt: {_quoted(prompt)}")
+        lines.append(f"instance_prompt: {quoted(prompt)}")
     if shown:
         lines.append("widget:")
     for text, file in shown:
-        lines += [f"  - text: {_quoted(text)}", "    output:", f"      url: {_quoted(file)}"]
+        lines += [f"  - text: {quoted(text)}", "    output:", f"      url: {quoted(file)}"]
     return "\n".join(lines) + "\n"
 
 
@@ -116,39 +123,41 @@ def _what(recipe: Recipe) -> str:
     return f"{kind} {_base(recipe)}, made with [diffusers](https://github.com/huggingface/diffusers)' model format."
 
 
-def _use(recipe: Recipe, words: str) -> str:
+def _use(recipe: Recipe, words: str, scheduler: Mapping[str, object]) -> str:
     prompt = next(iter(recipe.sample.prompts), next((t.prompt for t in recipe.data if t.prompt), None)) or "…"
-    if recipe.adapter.kind == "none":
-        load = f'pipe = DiffusionPipeline.from_pretrained("{_HERE}")\n'
-    else:
-        base = recipe.model.base if _is_hub_id(recipe) else "path/of/the/base/model"
-        load = f"pipe = DiffusionPipeline.from_pretrained({_quoted(base)})\n"
-        if recipe.adapter.kind in KINDS:
-            parts = "".join(
-                f'PeftModel.from_pretrained(pipe.{part}, "{_HERE}/{part}")\n' for part in recipe.model.train
-            )
-            load = f"from peft import PeftModel\n\n{load}{parts}"
-        elif recipe.adapter.kind != "ti":
-            load += f'pipe.load_lora_weights("{_HERE}")\n'
-        if recipe.adapter.kind in LORAS and recipe.adapter.alpha not in (None, float(recipe.adapter.rank)):
-            load += "# alpha is not the rank: diffusers reads it from the file since 0.34\n"
-    gap = "" if recipe.adapter.kind in KINDS else "\n"
-    return f"from diffusers import DiffusionPipeline\n{gap}{load}{words}picture = pipe({_quoted(prompt)}).images[0]\n"
+    model, adapter = recipe.model, recipe.adapter
+    load = usage.lines(
+        kind=adapter.kind,
+        parts=model.train,
+        base=model.base if _is_hub_id(recipe) else "path/of/the/base/model",
+        folder=_HERE,
+        revision=model.revision,
+        vae=(model.vae if usage.is_hub_id(model.vae) else usage.VAE) if model.vae else "",
+        scheduler=scheduler,
+        words=words,
+        alpha=adapter.alpha not in (None, float(adapter.rank)),
+    )
+    return f"{load}picture = pipe({quoted(prompt)}).images[0]\n"
 
 
-def _training(recipe: Recipe, pictures: int) -> str:
+def training(recipe: Recipe, pictures: int = 0) -> str:
+    """How a run learned, a line each; `pictures`: from how many, 0 where it is not known."""
     train, optim, adapter = recipe.train, recipe.optim, recipe.adapter
+    told = recipe.objective.prediction
+    predicted = "the base's own prediction" if told == "auto" else f"{told} prediction"
     facts = [
         *([f"{pictures} pictures"] if pictures else []),
         f"{train.steps} steps of {train.batch} pictures",
         f"{optim.name}, learning rate {optim.lr:g}, {optim.schedule}, {optim.warmup} warm-up steps",
-        f"objective: {recipe.objective.prediction} prediction, {recipe.objective.weighting} weighting",
+        *_text_rates(recipe),
+        f"objective: {predicted}, {recipe.objective.weighting} weighting, {recipe.objective.loss} loss",
         f"seed {recipe.seed}",
     ]
     if adapter.kind == "none":
         facts.append("trained: " + ", ".join(recipe.model.train))
     elif adapter.kind != "ti":
-        facts.append(f"{adapter.kind}, rank {adapter.rank}, alpha {adapter.alpha or adapter.rank:g}")
+        of = " and ".join(recipe.model.train)
+        facts.append(f"{adapter.kind} of {of}, rank {adapter.rank}, alpha {adapter.alpha or adapter.rank:g}")
     if recipe.tokens:
         facts.append(f"learned words: {_spelled(recipe)}, learning rate {optim.token_lr or optim.lr:g}")
     if optim.ema:
@@ -158,6 +167,17 @@ def _training(recipe: Recipe, pictures: int) -> str:
         by = "the base model as teacher" if recipe.prior.kind == "teacher" else drawn
         facts.append(f"prior preservation with {by}, weight {recipe.prior.weight:g}")
     return "\n".join(f"- {fact}" for fact in facts)
+
+
+def _text_rates(recipe: Recipe) -> list[str]:
+    """What the text encoders learn at, where they do and it was said."""
+    optim = recipe.optim
+    rates = {
+        "text_encoder": optim.text_encoder_lr,
+        "text_encoder_2": optim.text_encoder_2_lr or optim.text_encoder_lr,
+    }
+    learn = recipe.model.train if recipe.adapter.kind != "ti" else ()
+    return [f"learning rate of {part}: {rate:g}" for part, rate in rates.items() if part in learn and rate]
 
 
 def _spelled(recipe: Recipe) -> str:
@@ -177,8 +197,7 @@ def _kind(recipe: Recipe) -> str:
 
 
 def _is_hub_id(recipe: Recipe) -> bool:
-    base = recipe.model.base
-    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", base)) and not Path(base).expanduser().exists()
+    return usage.is_hub_id(recipe.model.base)
 
 
 def _base(recipe: Recipe) -> str:
@@ -186,13 +205,14 @@ def _base(recipe: Recipe) -> str:
         return f"[{recipe.model.base}](https://huggingface.co/{recipe.model.base})"
     if recipe.model.base == "tiny":
         return "tiny, gesso's embedded base model"
-    return f'a local model, "{_plain(Path(recipe.model.base).name)}"'
+    return f'a local model, "{plain(Path(recipe.model.base).name)}"'
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
+    """Text as a string of JSON, and so of YAML and Python."""
     return json.dumps(text, ensure_ascii=False)
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text without the characters that mean something in Markdown or HTML."""
     return re.sub(r"[\[\]()<>`*_\r\n!|\\]", " ", text)

@@ -11,7 +11,7 @@ import numpy as np
 
 from gesso.arrays import Array
 from gesso.errors import GessoError, StorageError
-from gesso.formats import kohya, layout, lora_forms, mindspore_names, single_file
+from gesso.formats import adapter, kohya, layout, lora_forms, lycoris, mindspore_names, single_file
 from gesso.formats.stored import FLOATS, Stored, Tensors
 
 _CHUNK = 1 << 22
@@ -70,10 +70,13 @@ def _has_not_finite(tensor: Stored) -> bool:
 
 def _lora(arrays: Tensors, metadata: Mapping[str, str]) -> Facts | None:
     form = lora_forms.form_of(arrays)
+    kind = lycoris.kind_of(arrays)
+    if kind is not None:
+        return _lycoris(arrays, kind)
     if form is None:
         odd = {"hada_w1_a": "loha", "lokr_w1": "lokr", "oft_R.weight": "oft"}
-        kind = next((kind for end, kind in odd.items() if any(name.endswith(end) for name in arrays)), None)
-        return {"kind": "adapter", "form": "peft", "adapter": kind} if kind else None
+        other = next((kind for end, kind in odd.items() if any(name.endswith(end) for name in arrays)), None)
+        return {"kind": "adapter", "form": "peft", "adapter": other} if other else None
     try:
         found = lora_forms.standard(_outlines(arrays), metadata)
     except GessoError as error:
@@ -88,6 +91,24 @@ def _lora(arrays: Tensors, metadata: Mapping[str, str]) -> Facts | None:
         "alphas": sorted({alpha for _, alpha in found.sizes.values()}),
         "modules": dict(sorted(Counter(name.partition(".")[0] for name in found.sizes).items())),
         "targets": sorted({_target(name) for name in found.sizes}),
+    }
+
+
+def _lycoris(arrays: Tensors, kind: str) -> Facts:
+    """A LoHa or LoKr in kohya's names; those that no module of SDXL has are told as a problem."""
+    try:
+        found, config = lycoris.unpack(_outlines(arrays))
+    except GessoError as error:
+        return {"kind": "adapter", "form": "kohya", "adapter": kind, "problem": error.what}
+    sizes = adapter.sizes(found, config)
+    return {
+        "kind": "adapter",
+        "form": "kohya",
+        "adapter": kind,
+        "ranks": sorted({rank for rank, _ in sizes.values()}),
+        "alphas": sorted({alpha for _, alpha in sizes.values()}),
+        "modules": dict(sorted(Counter(name.partition(".")[0] for name in sizes).items())),
+        "targets": sorted({_target(name) for name in sizes}),
     }
 
 

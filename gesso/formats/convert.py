@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
@@ -12,6 +14,7 @@ from gesso.errors import RecipeError, StorageError
 from gesso.formats import (
     contents,
     convert_lora,
+    convert_words,
     layout,
     lora,
     lora_forms,
@@ -19,9 +22,11 @@ from gesso.formats import (
     mindspore,
     mindspore_names,
     parts,
+    pickles,
     pipeline,
     single_file,
     stored,
+    unsafe_pickle,
 )
 from gesso.formats.lora_forms import Lora
 from gesso.formats.single_file import NAMES, Unpacked
@@ -51,6 +56,8 @@ class Request:
     """Of the LoRA that is written, at most."""
     checksum: bool = False
     """End a MindSpore checkpoint with its CRC-32."""
+    unsafe_pickle: bool = False
+    """Read bare pickles and PyTorch's files before 1.6, in a limited process of their own."""
 
 
 def convert(request: Request) -> list[str]:
@@ -62,6 +69,31 @@ def convert(request: Request) -> list[str]:
     if request.target.exists():
         raise RecipeError("this is there already", where=str(request.target), todo="choose another name with --to")
     _check(request)
+    with TemporaryDirectory(prefix="gesso-") as folder:
+        return _converted(_without_pickles(request, Path(folder)) if request.unsafe_pickle else request)
+
+
+def _without_pickles(request: Request, folder: Path) -> Request:
+    """The request with safetensors files in `folder` in place of bare pickles."""
+
+    def read(path: Path) -> Path:
+        with suppress(OSError), path.open("rb") as opened:
+            head = opened.read(64)
+            if pickles.looks_like(head) and not head.startswith(b"PK"):
+                return unsafe_pickle.read(path, folder)
+        return path
+
+    return replace(
+        request,
+        source=read(request.source),
+        add=tuple((read(path), strength) for path, strength in request.add),
+        minus=read(request.minus) if request.minus else None,
+    )
+
+
+def _converted(request: Request) -> list[str]:
+    if convert_words.is_one(request.source):
+        return convert_words.convert(request.source, request.target, request.form)
     found = _model(request.source)
     if found is None:
         return _from_lora(request)

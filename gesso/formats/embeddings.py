@@ -4,6 +4,8 @@
         "<dog>"  float32 [vectors, width]                             with one text encoder (SD 1.x, 2.x)
         "clip_l" and "clip_g"  float32 [vectors, width of each]       with two (SDXL; its refiner has the second alone)
 
+A1111's form is the same for SDXL, and "emb_params" for the others; there a file is a word, and its name the word's.
+
 SDXL's form has no place for the word's name; it stands in the metadata, as `token`. The forms are those of
 https://huggingface.co/docs/diffusers/using-diffusers/textual_inversion_inference.
 """
@@ -25,6 +27,8 @@ from gesso.words import full_name
 FILE = "learned_embeds.safetensors"
 KEYS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
 """What each text encoder's vectors are called in SDXL's form."""
+A1111 = "emb_params"
+"""What the vectors are called in A1111's form of SD 1.x and 2.x."""
 _OTHERS = re.compile(r"learned_embeds-(\d+)\.safetensors")
 
 
@@ -41,6 +45,20 @@ def writers(weights: Mapping[str, Array]) -> dict[str, tensors.Sized]:
             arrays = {word: own["text_encoder"]}
         file = FILE if number == 1 else FILE.replace(".", f"-{number}.", 1)
         made[file] = tensors.writer(arrays, {"format": "pt", "token": word})
+    return made
+
+
+def a1111(weights: Mapping[str, Array]) -> dict[str, dict[str, Array]]:
+    """The tensors of each word's file in A1111's form, by word, from vectors by `tokens.<encoder>.<word>`."""
+    made: dict[str, dict[str, Array]] = {}
+    encoders: dict[str, set[str]] = {}
+    for name in weights:
+        _, encoder, word = name.split(".", 2)
+        encoders.setdefault(word, set()).add(encoder)
+    for name, value in weights.items():
+        _, encoder, word = name.split(".", 2)
+        key = A1111 if encoders[word] == {"text_encoder"} else KEYS[encoder]
+        made.setdefault(word, {})[key] = value.astype(np.float32)
     return made
 
 
@@ -73,6 +91,8 @@ def _read(path: Path) -> dict[str, Float32]:
     if not arrays or any(value.ndim not in (1, 2) or not value.size for value in arrays.values()):
         raise StorageError("these are not learned words: each is one tensor of [vectors, width]", where=str(path))
     word = tensors.header(path).metadata.get("token", "")
+    if arrays.keys() == {A1111}:
+        return {full_name("text_encoder", word or path.stem): np.atleast_2d(arrays[A1111]).astype(np.float32)}
     if arrays.keys() <= set(KEYS.values()) and word not in arrays:
         if not word:
             raise StorageError(

@@ -98,11 +98,11 @@ def _folder(folder: Path) -> Facts:
             checkpoints = [name.removeprefix("checkpoint-") for name in files if name.startswith("checkpoint-")]
             found |= {"kind": "run", "checkpoints": sorted(int(number) for number in checkpoints if number.isdecimal())}
         elif {"state.json", "manifest.json"} <= files:
-            found |= {"kind": "checkpoint", "step": pipeline._json(folder / "state.json").get("step")}
+            found |= {"kind": "checkpoint", "step": pipeline.read_json(folder / "state.json").get("step")}
         if pipeline.INDEX in files:
             found |= _pipeline(folder) if found["kind"] == "folder" else {"pipeline": _pipeline(folder)}
         elif "config.json" in files and found["kind"] == "folder":
-            config = pipeline._json(folder / "config.json")
+            config = pipeline.read_json(folder / "config.json")
             name = config.get("_class_name") or next(iter(config.get("architectures") or []), None)
             found |= {"kind": "part", "class": name, "tensors": len(pipeline.shapes(folder))}
     except GessoError as error:
@@ -112,10 +112,10 @@ def _folder(folder: Path) -> Facts:
 
 
 def _pipeline(folder: Path) -> Facts:
-    index = pipeline._index(folder)
+    index = pipeline.index_of(folder)
     parts: dict[str, Facts] = {}
     problems = []
-    for part in (name for name, value in index.items() if pipeline._is_component(value)):
+    for part in (name for name, value in index.items() if pipeline.is_component(value)):
         try:
             shapes = pipeline.shapes(folder / part)
         except GessoError as error:

@@ -35,7 +35,11 @@ _ENCODERS = {
 }
 FAMILIES = tuple(_ENCODERS)
 _UNET = "lora_unet_"
-_PREFIXES = {_UNET: "unet", "lora_te_": "text_encoder", "lora_te1_": "text_encoder", "lora_te2_": "text_encoder_2"}
+_PREFIXES = {
+    _UNET: "unet", "lora_te_": "text_encoder", "lora_te1_": "text_encoder", "lora_te2_": "text_encoder_2",
+    "lycoris_": "unet",
+}  # fmt: skip
+"""The last is what LyCORIS calls the one network that it is put around outside of kohya's scripts."""
 _WORDS = (
     "down_blocks", "up_blocks", "mid_block", "transformer_blocks", "time_emb_proj", "conv_shortcut", "conv_norm_out",
     "time_embedding", "add_embedding", "linear_1", "linear_2", "to_q", "to_k", "to_v", "to_out", "proj_in", "proj_out",
@@ -46,7 +50,7 @@ _WORDS = (
 """Parts of a module's name that hold an underscore themselves."""
 _PART = re.compile("|".join(sorted(_WORDS, key=len, reverse=True)) + "|[a-z0-9]+")
 _LDM = ("input_blocks", "middle_block", "output_blocks", "time_embed.", "label_emb", "out.")
-_KEY = re.compile(r"(?P<prefix>lora_unet_|lora_te1?_|lora_te2_)(?P<flat>[a-z0-9_]+)\.(?P<side>.+)")
+_KEY = re.compile(r"(?P<prefix>lora_unet_|lora_te1?_|lora_te2_|lycoris_)(?P<flat>[a-z0-9_]+)\.(?P<side>.+)")
 _OTHERS = {
     "hada_": "LoHa",
     "lokr_": "LoKr",
@@ -73,7 +77,7 @@ def pack(
         if side == MAGNITUDE:
             # kohya's is a column of the layer's weight; peft's is flat, or has the channels second.
             array = array.reshape(-1, *([1] * (arrays[f"{name[: -len(side)]}{A}"].ndim - 1)))
-        flat = _flat(component, module, family, table)
+        flat = flat_name(component, module, family, table)
         made[f"{flat}.{_SIDES[side]}"] = np.ascontiguousarray(array, dtype=np.float32)
         made[f"{flat}.alpha"] = np.array(sizes[f"{component}.{module}"][1], dtype=np.float32)
     return made
@@ -200,7 +204,8 @@ def _split(name: str) -> tuple[str, str, str]:
     raise RecipeError(f'"{name}" is not the name of a LoRA matrix')
 
 
-def _flat(component: str, module: str, family: str, table: Mapping[str, str]) -> str:
+def flat_name(component: str, module: str, family: str, table: Mapping[str, str]) -> str:
+    """What kohya's form calls a module; `table` is layout.unet's. RecipeError where it has no name for it."""
     if component == "unet":
         other = layout.translate(f"{module}.weight", table) if family == "sdxl" else f"{module}.weight"
         if other is None:
@@ -210,6 +215,15 @@ def _flat(component: str, module: str, family: str, table: Mapping[str, str]) ->
         raise RecipeError(f'kohya\'s form has no "{component}" of {family}')
     own = module if module.startswith("text_projection") else f"text_model.{module}"
     return _ENCODERS[family][component] + own.replace(".", "_")
+
+
+def module_name(flat: str, table: Mapping[str, str]) -> str:
+    """The module, `<component>.<module>`, that a name of kohya's means; `table` is the inverse of layout.unet's."""
+    found = _KEY.fullmatch(f"{flat}.alpha")
+    if found is None:
+        raise StorageError(f'"{flat}" is not kohya\'s')
+    component = _PREFIXES[found["prefix"]]
+    return f"{component}.{_module(found['flat'], component, table)}"
 
 
 def _module(flat: str, component: str, table: Mapping[str, str]) -> str:

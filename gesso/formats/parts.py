@@ -30,7 +30,7 @@ def read(folder: Path) -> tuple[str, dict[str, dict[str, Stored]]]:
     parts = {}
     for part in ("unet", "vae", *TEXT[family]):
         found: dict[str, Stored] = {}
-        for path in pipeline._weights(folder / part).values():
+        for path in pipeline.weights_of(folder / part).values():
             if path.suffix == ".safetensors":
                 found |= open_safetensors(path)
         if not found:
@@ -44,13 +44,13 @@ def family_of(folder: Path) -> str:
 
     SD 1 and 2 have pipelines of one name; they differ in the text encoder's activation (quick_gelu is OpenAI's CLIP).
     """
-    index = pipeline._index(folder)
+    index = pipeline.index_of(folder)
     kind = str(index.get("_class_name", ""))
     if kind.startswith("StableDiffusionXL"):
         first = index.get("text_encoder")
         return "sdxl" if isinstance(first, list) and None not in first else "sdxl-refiner"
     if kind.startswith("StableDiffusion") and not kind.startswith("StableDiffusion3"):
-        config = pipeline._json(folder / "text_encoder" / "config.json")
+        config = pipeline.read_json(folder / "text_encoder" / "config.json")
         return "sd1" if config.get("hidden_act", "quick_gelu") == "quick_gelu" else "sd2"
     raise RecipeError(
         f"this pipeline is a {kind or 'nameless one'}; only those of Stable Diffusion 1, 2 and XL are converted",
@@ -58,12 +58,15 @@ def family_of(folder: Path) -> str:
     )
 
 
-def flags(folder: Path, family: str) -> tuple[str, ...]:
-    """The flags by which a single file of SDXL says what this folder's scheduler says; other families have none."""
+def flags(folder: Path, family: str, changes: Mapping[str, object] | None = None) -> tuple[str, ...]:
+    """The flags by which a single file of SDXL says what this folder's scheduler says; other families have none.
+
+    `changes` are keys of the scheduler's configuration that are to have other values.
+    """
     path = folder / "scheduler" / "scheduler_config.json"
     if family != "sdxl" or not path.is_file():
         return ()
-    config = pipeline._json(path)
+    config = {**pipeline.read_json(path), **(changes or {})}
     said = (config.get("prediction_type") == "v_prediction", bool(config.get("rescale_betas_zero_snr")))
     return tuple(flag for flag, yes in zip(FLAGS, said, strict=True) if yes)
 
@@ -73,7 +76,7 @@ def geometry(folder: Path) -> layout.Geometry:
     shapes = pipeline.shapes(folder / "unet") if any((folder / "unet").glob("*.safetensors")) else {}
     if shapes:
         return layout.unet_geometry(shapes)
-    config = pipeline._json(folder / "unet" / "config.json")
+    config = pipeline.read_json(folder / "unet" / "config.json")
     ups = config.get("up_block_types") or []
     return layout.Geometry(
         levels=len(ups),
@@ -82,11 +85,11 @@ def geometry(folder: Path) -> layout.Geometry:
     )
 
 
-def write(found: Unpacked, like: Path, out: Path) -> None:
+def write(found: Unpacked, like: Path, out: Path, scheduler: Mapping[str, Any] | None = None) -> None:
     """Make `out`, which must not exist, a pipeline folder of these parts, with all else as in the folder `like`.
 
-    The folder appears whole. Raises RecipeError for a `like` of another family or size, StorageError when the disk
-    refuses.
+    scheduler: keys of its configuration with other values; "_class_name" is another scheduler. The folder appears
+    whole. Raises RecipeError for a `like` of another family or size, StorageError when the disk refuses.
     """
     if out.exists():
         raise RecipeError("this is there already", where=str(out), todo="name a folder that does not exist yet")
@@ -98,13 +101,14 @@ def write(found: Unpacked, like: Path, out: Path) -> None:
             todo="name a folder of the same family with --like",
         )
     configs = {part: _config(like, part, own) for part, own in found.parts.items()}
-    index = pipeline._index(like)
+    index = pipeline.index_of(like)
+    changes = {**_scheduler(found), **(scheduler or {})}
     out.parent.mkdir(parents=True, exist_ok=True)
     require(out.parent, sum(nbytes(own) for own in found.parts.values()), what=out.name)
     temporary = hidden(out)
     try:
         with guard(out, what="the converted model"):
-            for name in (name for name, value in index.items() if pipeline._is_component(value)):
+            for name in (name for name, value in index.items() if pipeline.is_component(value)):
                 (temporary / name).mkdir(parents=True)
                 if name in found.parts:
                     stem = "model" if name.startswith("text_encoder") else "diffusion_pytorch_model"
@@ -112,7 +116,9 @@ def write(found: Unpacked, like: Path, out: Path) -> None:
                     path = temporary / name / f"{stem}.safetensors"
                     save_safetensors(path, found.parts[name], {"format": "pt"})
                 else:
-                    _copied(like, name, temporary / name, _scheduler(found) if name == "scheduler" else {})
+                    _copied(like, name, temporary / name, changes if name == "scheduler" else {})
+            if "_class_name" in changes:
+                index["scheduler"] = [index["scheduler"][0], changes["_class_name"]]
             write_json(temporary / pipeline.INDEX, index)
             fsync_tree(temporary)
             publish(temporary, out)
@@ -123,10 +129,10 @@ def write(found: Unpacked, like: Path, out: Path) -> None:
 
 
 def _copied(like: Path, name: str, target: Path, changes: Mapping[str, Any]) -> None:
-    for file, path in pipeline._files(like, name).items():
+    for file, path in pipeline.files_of(like, name).items():
         (target / file).parent.mkdir(parents=True, exist_ok=True)
         if changes and file == "scheduler_config.json":
-            write_json(target / file, {**pipeline._json(path), **changes})
+            write_json(target / file, {**pipeline.read_json(path), **changes})
         else:
             copy(path, target / file)
 
@@ -139,7 +145,7 @@ def _scheduler(found: Unpacked) -> dict[str, Any]:
 
 def _config(like: Path, part: str, own: Tensors) -> dict[str, Any]:
     """The part's configuration, its type that of the weights; RecipeError where it is of another model."""
-    config = pipeline._json(like / part / "config.json")
+    config = pipeline.read_json(like / part / "config.json")
     known: dict[str, tuple[int, ...]] = {}
     if any((like / part).glob("*.safetensors")):
         known = {layout.modern(name): shape for name, shape in pipeline.shapes(like / part).items()}

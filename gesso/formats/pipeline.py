@@ -46,9 +46,9 @@ def assemble(
     RecipeError for a base without the parts or with pickled weights only, StorageError when the disk refuses.
     """
     check(base, out)
-    index = _index(base)
+    index = index_of(base)
     changes = dict(scheduler_changes or {})
-    parts = [name for name, value in index.items() if _is_component(value)]
+    parts = [name for name, value in index.items() if is_component(value)]
     absent = sorted(set(weights) - set(parts))
     if absent:
         raise RecipeError(f'the base model has no part "{absent[0]}"', where=str(base / INDEX))
@@ -59,14 +59,14 @@ def assemble(
             if part in weights:
                 files = part_files(base, part, weights[part])
             else:
-                files = {name: partial(copy, path) for name, path in _files(base, part).items()}
+                files = {name: partial(copy, path) for name, path in files_of(base, part).items()}
             if part == "scheduler" and changes:
-                config = _json(base / part / "scheduler_config.json")
+                config = read_json(base / part / "scheduler_config.json")
                 files["scheduler_config.json"] = partial(write_json, value={**config, **changes})
             _component(out / part, files)
         if "_class_name" in changes:
             index["scheduler"] = [index["scheduler"][0], changes["_class_name"]]
-        if index == _json(base / INDEX):
+        if index == read_json(base / INDEX):
             copy(base / INDEX, out / INDEX)
         else:
             write_json(out / INDEX, index)
@@ -77,7 +77,7 @@ def part_files(base: Path, part: str, arrays: Mapping[str, Array]) -> dict[str, 
     path = base / part / "config.json"
     if not path.is_file():
         raise RecipeError(f'the base model\'s "{part}" has no config.json', where=str(base))
-    config = _json(path)
+    config = read_json(path)
     # transformers loads in the type that the configuration names, whatever the file holds.
     half = {key: "float32" for key in ("dtype", "torch_dtype") if config.get(key) not in (None, "float32")}
     prefix = "text_model." if part.startswith("text_encoder") else ""
@@ -96,7 +96,7 @@ def part_files(base: Path, part: str, arrays: Mapping[str, Array]) -> dict[str, 
 def read_part(folder: Path) -> dict[str, Array]:
     """The trained weights in a part's folder (shards joined) in float32, by the names that `part_files` was given."""
     arrays: dict[str, Array] = {}
-    for path in _weights(folder).values():
+    for path in weights_of(folder).values():
         if path.suffix == ".safetensors":
             metadata = tensors.header(path).metadata
             added, kept = metadata.get(_ADDED, ""), json.loads(metadata.get(_KEPT, "[]"))
@@ -107,9 +107,9 @@ def read_part(folder: Path) -> dict[str, Array]:
 
 def check(base: Path, out: Path) -> None:
     """Raise now what `assemble` would raise at the end: a component missing or pickled, `out` inside the base model."""
-    for part, value in _index(base).items():
-        if _is_component(value):
-            _files(base, part)
+    for part, value in index_of(base).items():
+        if is_component(value):
+            files_of(base, part)
     if out.resolve().is_relative_to(base.resolve()):
         raise RecipeError(
             "the run folder lies in the base model's folder, which must stay as it is",
@@ -120,7 +120,7 @@ def check(base: Path, out: Path) -> None:
 
 def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """The shape of every weight of the component in `folder`, by its name; {} where there are none that can be read."""
-    files = [path for path in _weights(folder).values() if path.suffix == ".safetensors"]
+    files = [path for path in weights_of(folder).values() if path.suffix == ".safetensors"]
     return {name: entry.shape for path in files for name, entry in tensors.header(path).tensors.items()}
 
 
@@ -138,7 +138,7 @@ def identity(folder: Path, component: str, sha256: Callable[[Path], str] = diges
     missing.
     """
     total = hashlib.sha256()
-    for name, path in sorted(_files(folder, component).items()):
+    for name, path in sorted(files_of(folder, component).items()):
         total.update(f"{name} {sha256(path)}\n".encode())
     return total.hexdigest()
 
@@ -159,21 +159,23 @@ def _component(final: Path, files: Mapping[str, tensors.Writer]) -> None:
         raise
 
 
-def _index(base: Path) -> dict[str, Any]:
+def index_of(base: Path) -> dict[str, Any]:
+    """model_index.json of a pipeline folder, without a safety checker that cannot be loaded; RecipeError for none."""
     if not (base / INDEX).is_file():
         raise RecipeError(
             f"this folder is not a diffusers pipeline: it has no {INDEX}",
             where=str(base),
             todo="name a folder that diffusers' save_pretrained wrote",
         )
-    index = _json(base / INDEX)
+    index = read_json(base / INDEX)
     # Nothing here runs it: a download leaves it out, and old models have it as a pickle.
     if "safety_checker" in index and not any((base / "safety_checker").glob("*.safetensors")):
         index["safety_checker"] = [None, None]
     return index
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of the model; StorageError where it cannot be read, RecipeError for anything else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -185,12 +187,13 @@ def _json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _is_component(value: Any) -> bool:
+def is_component(value: Any) -> bool:
+    """Whether a value of model_index.json names a component, [library, class], and not an option or an absent one."""
     return isinstance(value, list) and len(value) == 2 and None not in value
 
 
-def _files(base: Path, component: str) -> dict[str, Path]:
-    """A component's files by the name that a plain `from_pretrained` looks for."""
+def files_of(base: Path, component: str) -> dict[str, Path]:
+    """A component's files by the name that a plain `from_pretrained` looks for; RecipeError where there are none."""
     folder = base / component
     others = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix not in _WEIGHTS)
     files = {
@@ -198,20 +201,23 @@ def _files(base: Path, component: str) -> dict[str, Path]:
         for path in others
         if ".index." not in path.name and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     }
-    files |= _weights(folder)
+    files |= weights_of(folder)
     if not files:
         raise RecipeError(f'the model has no "{component}"', where=str(base), todo=f"check the folder and its {INDEX}")
     return files
 
 
-def _weights(folder: Path) -> dict[str, Path]:
-    """The one set of weights that is read: plain, else shards with their index, else a variant such as fp16."""
+def weights_of(folder: Path) -> dict[str, Path]:
+    """The one set of weights that is read: plain, else shards with their index, else a variant such as fp16.
+
+    Files by the name that a plain `from_pretrained` looks for. RecipeError where no set is plain, and for pickles.
+    """
     for stem in _STEMS:
         whole, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
         if whole.is_file():
             return {whole.name: whole}
         if index.is_file():
-            shards = sorted({str(name) for name in _json(index).get("weight_map", {}).values()})
+            shards = sorted({str(name) for name in read_json(index).get("weight_map", {}).values()})
             missing = [name for name in shards if Path(name).name != name or not (folder / name).is_file()]
             if missing or not shards:
                 raise RecipeError(
@@ -245,9 +251,10 @@ def _kept(plain: Mapping[str, Array], folder: Path, prefix: str) -> dict[str, Ar
     """The base's weights that were not trained, after a check of the others' names and shapes against the base."""
     known: dict[str, tuple[int, ...]] = {}
     kept: dict[str, Array] = {}
-    for path in (path for path in _weights(folder).values() if path.suffix == ".safetensors"):
-        names = {_legacy(name, prefix): name for name in tensors.header(path).tensors}
-        known.update({name: tensors.header(path).tensors[own].shape for name, own in names.items()})
+    for path in (path for path in weights_of(folder).values() if path.suffix == ".safetensors"):
+        entries = tensors.header(path).tensors
+        names = {_legacy(name, prefix): name for name in entries}
+        known.update({name: entries[own].shape for name, own in names.items()})
         # A buffer of old files that transformers computes by itself since 4.31.
         missing = {n: own for n, own in names.items() if n not in plain and not n.endswith("position_ids")}
         if missing:

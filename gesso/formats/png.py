@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from gesso.arrays import Picture
@@ -67,6 +68,13 @@ def write(path: Path, picture: Picture, data: Mapping[str, Any]) -> None:
     with guard(path, what="the picture", needed=encoded.getbuffer().nbytes):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, encoded.getvalue())
+
+
+def copy(source: Path, target: Path, **changes: Any) -> None:
+    """The picture at `source` again at `target`, what it says of itself changed as given. DataError for no picture."""
+    data = {**read(source), **changes}
+    with Image.open(source) as image:
+        write(target, np.asarray(image.convert("RGB")), data)
 
 
 def read(path: Path) -> dict[str, Any]:

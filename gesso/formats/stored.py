@@ -104,10 +104,10 @@ def open_safetensors(path: Path) -> dict[str, Stored]:
 
 def save_safetensors(path: Path, arrays: Tensors, metadata: Mapping[str, str] | None = None) -> None:
     """Write tensors one after another, so that memory holds one of them; otherwise as `tensors.save`."""
-    order = sorted(arrays, key=lambda name: (-np.dtype(TYPES[arrays[name].code]).itemsize, name))
     listing: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     at = 0
-    for name in order:
+    names = order(arrays)
+    for name in names:
         tensor = arrays[name]
         listing[name] = {
             "dtype": tensor.code,
@@ -119,8 +119,13 @@ def save_safetensors(path: Path, arrays: Tensors, metadata: Mapping[str, str] | 
     head += b" " * (-len(head) % 8)
     with guard(path.parent, what=path.name, needed=8 + len(head) + at), replacing(path) as sink:
         sink.write(struct.pack("<Q", len(head)) + head)
-        for name in order:
+        for name in names:
             sink.write(data(arrays[name], name))
+
+
+def order(arrays: Tensors) -> list[str]:
+    """The names in the order in which a file has the tensors: the widest numbers first, so that all are aligned."""
+    return sorted(arrays, key=lambda name: (-np.dtype(TYPES[arrays[name].code]).itemsize, name))
 
 
 def data(tensor: Stored, name: str) -> memoryview:

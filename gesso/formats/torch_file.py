@@ -15,7 +15,7 @@ import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Protocol
 
 import numpy as np
 
@@ -35,28 +35,46 @@ _MARK = object()
 _MOST_DIMS = 32
 
 
-class _Malformed(ValueError):
+class Malformed(ValueError):
     """A pickle that is not of PyTorch's writing."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Name:
+class Name:
     """What the pickle would import."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
-class _Opaque:
+class Opaque:
     """What something else than a tensor would be made of."""
 
     what: str
 
 
 @dataclass(frozen=True, slots=True)
-class _Storage:
+class Storage:
+    """Where the numbers of tensors are: their type code, and the storage's name in the file."""
+
     code: str
     key: str
+
+
+class Maker(Protocol):
+    """What the machine asks where a pickle would call something; it answers with values, and calls nothing."""
+
+    def make(self, storage: object, offset: Any, sides: Any, steps: Any) -> object:
+        """The tensor of this shape in a storage; offset and steps count numbers, not bytes."""
+        ...
+
+    def call(self, name: str, arguments: Any) -> object:
+        """What stands for the result of any other call; Malformed for one that is not allowed."""
+        ...
+
+    def fill(self, target: object, state: Any) -> None:
+        """What is told of an object after it was made."""
+        ...
 
 
 def read(path: Path) -> dict[str, Stored]:
@@ -73,22 +91,27 @@ def read(path: Path) -> dict[str, Stored]:
             todo="fetch the model as safetensors",
         )
     if not zipfile.is_zipfile(path):
-        raise StorageError("this is of the form before PyTorch 1.6, which is not read", where=str(path))
+        raise StorageError(
+            "this is a bare pickle, or of the form before PyTorch 1.6",
+            where=str(path),
+            todo="gesso convert --unsafe-pickle reads it in a separate, limited process",
+        )
     try:
         with zipfile.ZipFile(path) as archive:
             members = {one.filename.partition("/")[2]: one for one in archive.infolist()}
             inside = members["data.pkl"]
             if inside.file_size > pickles.LARGEST:
-                raise _Malformed(f"its pickle has {inside.file_size} bytes")
+                raise Malformed(f"its pickle has {inside.file_size} bytes")
             if "byteorder" in members and archive.open(members["byteorder"]).read(10) != b"little":
-                raise _Malformed("its numbers are big-endian")
+                raise Malformed("its numbers are big-endian")
             with pickles.quiet():
-                made = _machine(archive.read(inside), _Tensors(path, members))
+                made = build(archive.read(inside), _Tensors(path, members))
     except KeyError as error:
         raise _damaged(path, f"it has no {error}") from error
     except pickles.BROKEN_ZIP as error:
         raise _damaged(path, str(error) or type(error).__name__) from error
-    found = made.get("state_dict", made) if isinstance(made, dict) else {}
+    # The second: what A1111 calls the vectors of a learned word.
+    found = made.get("state_dict", made.get("string_to_param", made)) if isinstance(made, dict) else {}
     found = found if isinstance(found, dict) else {}
     named = {name: each for name, each in found.items() if isinstance(name, str) and isinstance(each, Stored)}
     if not named:
@@ -110,28 +133,24 @@ class _Tensors:
 
     def make(self, storage: object, offset: Any, sides: Any, steps: Any) -> Stored:
         """The tensor of this shape in a storage; offset and steps count numbers, not bytes."""
-        if not isinstance(storage, _Storage) or not _numbers(sides, steps, (offset,)):
-            raise _Malformed("a tensor is not put together as PyTorch does it")
+        if not isinstance(storage, Storage):
+            raise Malformed("a tensor is not put together as PyTorch does it")
         member = self._members[f"data/{storage.key}"]
-        width = np.dtype(TYPES[storage.code]).itemsize
-        last = (
-            offset + sum((side - 1) * step for side, step in zip(sides, steps, strict=True)) if 0 not in sides else -1
-        )
-        # The second: a step of 0 would let a short storage claim any size.
-        if max(last + 1, math.prod(sides)) * width > member.file_size or member.compress_type != zipfile.ZIP_STORED:
-            raise _Malformed(f"a tensor of {list(sides)} does not lie in its storage of {member.file_size} bytes")
-        start = self._start(member) + offset * width
-        plain = _plain_strides(sides)
-        if 0 in sides or all(a == b or side == 1 for a, b, side in zip(steps, plain, sides, strict=True)):
-            return slice_of(self._path, storage.code, sides, start)
-        whole = slice_of(self._path, storage.code, (last - offset + 1,), start)
+        if member.compress_type != zipfile.ZIP_STORED:
+            raise Malformed(f"{member.filename} is compressed")
+        start = self._start(member)
 
-        def strided() -> Array:
-            flat = np.ascontiguousarray(whole.read())
-            view = np.lib.stride_tricks.as_strided(flat, sides, [step * width for step in steps], writeable=False)
-            return np.ascontiguousarray(view)
+        def numbers(first: int, shape: tuple[int, ...]) -> Stored:
+            return slice_of(self._path, storage.code, shape, start + first * np.dtype(TYPES[storage.code]).itemsize)
 
-        return Stored(code=storage.code, shape=sides, read=strided)
+        return placed(storage.code, member.file_size, numbers, offset, sides, steps)
+
+    def call(self, name: str, arguments: Any) -> object:
+        """An inert mark."""
+        return Opaque(name)
+
+    def fill(self, target: object, state: Any) -> None:
+        """Attributes, such as OrderedDict's _metadata, are left out."""
 
     def _start(self, member: zipfile.ZipInfo) -> int:
         """Where a member's bytes begin: after its local header, whose two last lengths the directory does not know."""
@@ -140,17 +159,49 @@ class _Tensors:
                 opened.seek(member.header_offset)
                 head = opened.read(30)
             if head[:4] != b"PK\x03\x04":
-                raise _Malformed(f"{member.filename} is not where the archive says")
+                raise Malformed(f"{member.filename} is not where the archive says")
             lengths = int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
             start = member.header_offset + 30 + lengths
             if start + member.file_size > self._path.stat().st_size:
-                raise _Malformed(f"{member.filename} goes on behind the end of the file")
+                raise Malformed(f"{member.filename} goes on behind the end of the file")
             self._starts[member.filename] = start
         return self._starts[member.filename]
 
 
-def _machine(raw: bytes, tensors: _Tensors) -> Any:
-    """What the pickle builds, of dictionaries, lists, tuples, numbers, texts and tensors alone."""
+def placed(
+    code: str,
+    nbytes: int,
+    numbers: Callable[[int, tuple[int, ...]], Stored],
+    offset: Any,
+    sides: Any,
+    steps: Any,
+) -> Stored:
+    """A tensor in a storage of `nbytes`; `numbers` gives those from one on. Malformed where it cannot be."""
+    if not _numbers(sides, steps, (offset,)):
+        raise Malformed("a tensor is not put together as PyTorch does it")
+    width = np.dtype(TYPES[code]).itemsize
+    last = offset + sum((side - 1) * step for side, step in zip(sides, steps, strict=True)) if 0 not in sides else -1
+    # The second: a step of 0 would let a short storage claim any size.
+    if max(last + 1, math.prod(sides)) * width > nbytes:
+        raise Malformed(f"a tensor of {list(sides)} does not lie in its storage of {nbytes} bytes")
+    plain = _plain_strides(sides)
+    if 0 in sides or all(a == b or side == 1 for a, b, side in zip(steps, plain, sides, strict=True)):
+        return numbers(offset, sides)
+    whole = numbers(offset, (last - offset + 1,))
+
+    def strided() -> Array:
+        flat = np.ascontiguousarray(whole.read())
+        view = np.lib.stride_tricks.as_strided(flat, sides, [step * width for step in steps], writeable=False)
+        return np.ascontiguousarray(view)
+
+    return Stored(code=code, shape=sides, read=strided)
+
+
+def build(raw: bytes | IO[bytes], tensors: Maker) -> Any:
+    """What the pickle builds, of dictionaries, lists, tuples, numbers, texts and tensors alone.
+
+    Of an open file it reads one pickle and leaves off behind it.
+    """
     stack: list[Any] = []
     memo: dict[int, Any] = {}
 
@@ -159,7 +210,7 @@ def _machine(raw: bytes, tensors: _Tensors) -> Any:
         while stack[at] is not _MARK:  # IndexError where there is none
             at -= 1
             if at < 0:
-                raise _Malformed("a mark is missing")
+                raise Malformed("a mark is missing")
         items = stack[at + 1 :]
         del stack[at:]
         return items
@@ -184,10 +235,10 @@ def _machine(raw: bytes, tensors: _Tensors) -> Any:
             elif name in _CALLS:
                 _CALLS[name](stack, tensors)
             else:
-                raise _Malformed(f"it has the instruction {name}, which PyTorch does not write")
+                raise Malformed(f"it has the instruction {name}, which PyTorch does not write")
     except (IndexError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise _Malformed(f"its instructions make no sense ({error})") from error
-    raise _Malformed("it has no end")
+        raise Malformed(f"its instructions make no sense ({error})") from error
+    raise Malformed("it has no end")
 
 
 def _pairs(stack: list[Any], items: list[Any]) -> None:
@@ -200,7 +251,7 @@ def _plain_keys(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
     made = {}
     for key, value in pairs:
         if not isinstance(key, str | int | float):
-            raise _Malformed("a key is neither a text nor a number")
+            raise Malformed("a key is neither a text nor a number")
         made[key] = value
     return made
 
@@ -210,38 +261,40 @@ def _items(stack: list[Any], items: list[Any]) -> None:
         stack[-1].extend(items)
 
 
-def _top(count: int) -> Callable[[list[Any], _Tensors], None]:
+def _top(count: int) -> Callable[[list[Any], Maker], None]:
     """The tuple of the topmost `count`."""
 
-    def run(stack: list[Any], tensors: _Tensors) -> None:
+    def run(stack: list[Any], tensors: Maker) -> None:
         items = tuple(stack[-count:])
         if len(items) < count:
-            raise _Malformed("its stack is empty")
+            raise Malformed("its stack is empty")
         del stack[-count:]
         stack.append(items)
 
     return run
 
 
-def _named(stack: list[Any], tensors: _Tensors) -> None:
+def _named(stack: list[Any], tensors: Maker) -> None:
     name, module = stack.pop(), stack.pop()
     if not isinstance(name, str) or not isinstance(module, str):
-        raise _Malformed("a name is no text")
-    stack.append(_Name(f"{module}.{name}"))
+        raise Malformed("a name is no text")
+    stack.append(Name(f"{module}.{name}"))
 
 
-def _storage(stack: list[Any], tensors: _Tensors) -> None:
+def _storage(stack: list[Any], tensors: Maker) -> None:
     found = stack.pop()
-    kind = found[1].text.rpartition(".")[2] if len(found) == 5 and isinstance(found[1], _Name) else ""
+    # The sixth, of files before PyTorch 1.6: a storage that is part of another one.
+    usual = len(found) == 5 or (len(found) == 6 and found[5] is None)
+    kind = found[1].text.rpartition(".")[2] if usual and isinstance(found[1], Name) else ""
     if kind not in _CODES or not isinstance(found[2], str):
-        raise _Malformed(f"a storage is of the kind {kind or 'that has no name'}")
-    stack.append(_Storage(_CODES[kind], found[2]))
+        raise Malformed(f"a storage is of the kind {kind or 'that has no name'}")
+    stack.append(Storage(_CODES[kind], found[2]))
 
 
-def _call(stack: list[Any], tensors: _Tensors) -> None:
+def _call(stack: list[Any], tensors: Maker) -> None:
     """Nothing is called: two names mean a tensor, one a dictionary; any other result is an inert mark."""
     arguments, called = stack.pop(), stack.pop()
-    name = called.text if isinstance(called, _Name) else ""
+    name = called.text if isinstance(called, Name) else ""
     if name == "torch._utils._rebuild_tensor_v2":
         stack.append(tensors.make(*arguments[:4]))
     elif name == "torch._utils._rebuild_parameter":
@@ -249,27 +302,28 @@ def _call(stack: list[Any], tensors: _Tensors) -> None:
     elif name == "collections.OrderedDict":
         stack.append(_plain_keys(arguments[0]) if arguments else {})
     else:
-        stack.append(_Opaque(name))
+        stack.append(tensors.call(name, arguments))
 
 
-def _one_pair(stack: list[Any], tensors: _Tensors) -> None:
+def _one_pair(stack: list[Any], tensors: Maker) -> None:
     value, key = stack.pop(), stack.pop()
     _pairs(stack, [key, value])
 
 
-def _one_item(stack: list[Any], tensors: _Tensors) -> None:
+def _one_item(stack: list[Any], tensors: Maker) -> None:
     item = stack.pop()
     _items(stack, [item])
 
 
-def _state(stack: list[Any], tensors: _Tensors) -> None:
-    stack.pop()  # attributes, such as OrderedDict's _metadata
+def _state(stack: list[Any], tensors: Maker) -> None:
+    state = stack.pop()
+    tensors.fill(stack[-1], state)
 
 
 _VALUES: dict[str, Callable[[Any], Any]] = {
     **dict.fromkeys((*pickles.TEXTS, "BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT", "INT"), lambda a: a),
-    **dict.fromkeys(("SHORT_BINBYTES", "BINBYTES"), lambda a: a),
-    "GLOBAL": lambda a: _Name(str(a).replace(" ", ".", 1)),
+    **dict.fromkeys(("SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "BYTEARRAY8"), bytes),
+    "GLOBAL": lambda a: Name(str(a).replace(" ", ".", 1)),
     "MARK": lambda a: _MARK,
     "NONE": lambda a: None,
     "NEWTRUE": lambda a: True,
@@ -283,7 +337,7 @@ _FROM_MARK: dict[str, Callable[[list[Any], list[Any]], None]] = {
     "APPENDS": _items,
     "TUPLE": lambda stack, items: stack.append(tuple(items)),
 }
-_CALLS: dict[str, Callable[[list[Any], _Tensors], None]] = {
+_CALLS: dict[str, Callable[[list[Any], Maker], None]] = {
     "TUPLE1": _top(1),
     "TUPLE2": _top(2),
     "TUPLE3": _top(3),
