@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from importlib import import_module
+from keyword import iskeyword
 from typing import NoReturn
 
 from gesso import __version__
@@ -27,7 +28,11 @@ VERBS = {
     "generate": "draw pictures with a model, a run or a checkpoint",
     "inspect": "say what a model file is, without running anything of it",
     "convert": "rewrite a model or LoRA file in another form",
+    "export": "write what was trained in a form that other programs load, and check it",
+    "import": "make a recipe of another trainer's configuration or command",
 }
+STARTERS = ("accelerate", "msrun", "python", "python3", "torchrun")
+"""Programs that the commands of other trainers' scripts begin with; gesso takes such a command as it stands."""
 CRASHED = 1
 
 
@@ -61,12 +66,14 @@ def _run(given: list[str]) -> int:
     if given[0] in ("-V", "--version"):
         print(f"gesso {__version__}")
         return Exit.DONE
+    if given[0].endswith(".py") or given[0] in STARTERS:
+        return int(import_module("gesso.commands.script").main(given))
     verb = given[0].replace("_", "-")
     if verb not in VERBS:
         meant = get_close_matches(verb, VERBS, n=1)
         todo = f"did you mean `gesso {meant[0]}`?" if meant else f"use one of {', '.join(VERBS)}"
         raise RecipeError(f"there is no verb {given[0]}", todo=todo)
-    module = import_module(f"gesso.commands.{verb}")
+    module = import_module(f"gesso.commands.{verb}{'_' * iskeyword(verb)}")
     parser = Parser(
         prog=f"gesso {verb}",
         description=VERBS[verb][0].upper() + VERBS[verb][1:] + ".",
@@ -91,6 +98,8 @@ usage: gesso VERB …
 gesso {__version__} teaches text-to-image diffusion models your own pictures.
 
 {verbs}
+
+gesso train_text_to_image_lora.py …  carries out a diffusers, mindone or sd-scripts command
 
 gesso VERB --help  tells about a verb, with examples
 gesso --version    its version

@@ -13,13 +13,15 @@ from typing import cast
 from gesso import loop, prior, settings
 from gesso.arrays import Float32, Int64, Pixels
 from gesso.data import remembered
+from gesso.data.alike import near_duplicates
 from gesso.data.batches import Batches, Step, held_out
 from gesso.data.cache import Store, default_folder
 from gesso.data.check import check
 from gesso.data.dataset import Dataset, Prepared
+from gesso.data.places import Place
 from gesso.data.plan import Plan, by_group
 from gesso.data.record import Record
-from gesso.data.sources import read
+from gesso.data.sources import folders, read
 from gesso.engines.engine import Engine, Trainable
 from gesso.errors import RecipeError
 from gesso.events import Saved, Started
@@ -76,7 +78,7 @@ class Job:
 
     @cached_property
     def store(self) -> Store:
-        return Store(Path(self.recipe.cache.path) if self.recipe.cache.path else default_folder())
+        return store(self.recipe)
 
     @property
     def side(self) -> int:
@@ -264,26 +266,51 @@ def create_engine(recipe: Recipe) -> Engine:
 
 def pictures(recipe: Recipe) -> tuple[list[Record], list[Record]]:
     """The records to learn from, and those held out to measure with."""
-    records = [record for table in recipe.data for record in read(table)]
+    out = Path(recipe.out).expanduser().resolve()
+    for folder in [folder for table in recipe.data for folder in folders(table)]:
+        if Path(folder).expanduser().resolve() in (out, *out.parents):
+            raise RecipeError(
+                f"out = {recipe.out} lies in the pictures' folder {folder}, which gesso never writes to",
+                todo="choose another folder with --out",
+            )
+    records = [record for table in recipe.data for record in read(table, seed=recipe.seed)]
     table = recipe.validate_
     if table.path:
-        return records, read(
-            recipe.data[0].model_copy(update={"path": table.path, "prompt": table.prompt, "repeats": 1}),
-            key="validate",
-        )
+        held = {"path": table.path, "prompt": table.prompt, "repeats": 1, "max_samples": 0, "format": "auto"}
+        return records, read(recipe.data[0].model_copy(update=held), key="validate")
     if not table.holdout:
         return records, []
-    # By file: a picture that is repeated, or listed twice, must not be on both sides.
-    paths = list(dict.fromkeys(record.path for record in records))
-    count = round(table.holdout * len(paths))
-    if not 0 < count < len(paths):
+    places = held_places(recipe, list(dict.fromkeys(record.place for record in records)))
+    once = {record.place: record for record in records if record.place in places}
+    return [record for record in records if record.place not in places], list(once.values())
+
+
+def held_places(recipe: Recipe, places: Sequence[Place]) -> set[Place]:
+    """The pictures of the share that is held out: those that show the same are all on one side."""
+    share = recipe.validate_.holdout
+    count, why = round(share * len(places)), ""
+    held: set[Place] = set()
+    if 0 < count < len(places):
+        kept = store(recipe) if recipe.cache.latents or recipe.cache.text else None
+        alike = near_duplicates(places, kept)
+        groups: dict[int, list[Place]] = {}
+        for place, group in zip(places, alike, strict=True):
+            groups.setdefault(group, []).append(place)
+        for at in permutation(recipe.seed, "holdout", 0, len(places)):
+            same = groups.pop(alike[at], [])
+            held |= set(same) if len(held) + len(same) <= count else set()
+        count, why = len(held), ", since those that show the same stay together"
+    if not held:
         raise RecipeError(
-            f"validate.holdout = {table.holdout:g} of {len(paths)} pictures holds out {count}",
+            f"validate.holdout = {share:g} of {len(places)} pictures holds out {count}{why}",
             todo="hold out at least one and keep at least one, or name a folder with validate.path",
         )
-    held = {paths[at] for at in permutation(recipe.seed, "holdout", 0, len(paths))[:count]}
-    once = {record.path: record for record in records if record.path in held}
-    return [record for record in records if record.path not in held], list(once.values())
+    return held
+
+
+def store(recipe: Recipe) -> Store:
+    """Where encoded pictures and captions are kept."""
+    return Store(Path(recipe.cache.path) if recipe.cache.path else default_folder())
 
 
 def make_objective(recipe: Recipe, source: ModelSource) -> Objective:

@@ -209,11 +209,14 @@ class _Pending:
         seconds, self.last = now - self.last, now
         bad = (metrics.skipped or not np.isfinite(metrics.loss)) and not metrics.searching
         self.bad = self.bad + 1 if bad else 0
-        if self.bad >= PATIENCE:
+        if self.bad >= min(PATIENCE, self.plan.steps):  # a run of fewer steps would end without having learned
+            broken = "set train.precision to fp32; if it is already, the base's weights are broken: fetch them again"
             raise NumbersError(
-                f"the loss or its gradient was not finite in {self.bad} steps in a row, "
+                f"the loss or its gradient was not finite in {self.bad} step{'s' * (self.bad > 1)} in a row, "
                 f"the last of them step {step + 1}",
-                todo="lower optim.lr, or set train.precision to bf16 or fp32; the last checkpoint is untouched",
+                todo=broken
+                if self.bad == step + 1
+                else "lower optim.lr, or set train.precision to bf16 or fp32; the last checkpoint is untouched",
             )
         each = rates(self.plan.courses, step)
         return Stepped(

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from gesso.data import images
 from gesso.data.record import Record
 from gesso.data.sources import read
 from gesso.engines.engine import Engine, SampleRequest
-from gesso.errors import DataError
+from gesso.errors import DataError, RecipeError
 from gesso.formats import png
 from gesso.keys import generator
 from gesso.schema import DataTable, Prior
@@ -49,6 +49,17 @@ def records(
     return own + made
 
 
+def check(prior: Prior, captions: Iterable[str]) -> None:
+    """RecipeError where the pictures' only caption is the class's prompt: the halves of the loss would fight."""
+    read = {" ".join(caption.lower().split()) for caption in captions} - {""}
+    if prior.prompt and read == {" ".join(prior.prompt.lower().split())}:
+        raise RecipeError(
+            f'prior.prompt is "{prior.prompt}", as is the caption of every picture: what these teach, the class would '
+            "take back",
+            todo='name your subject in data.prompt, such as "a photo of sks dog", and the class alone in prior.prompt',
+        )
+
+
 def taught(prior: Prior, instances: Sequence[Record]) -> list[Record]:
     """The instance pictures under the class's captions: where the trained model is to answer as it did before.
 
@@ -56,9 +67,16 @@ def taught(prior: Prior, instances: Sequence[Record]) -> list[Record]:
     """
     others = [each for each in _other_captions(prior) if each != prior.prompt]
     captions = (*(prior.prompt for _ in others), *others) or (prior.prompt,)
-    paths = dict.fromkeys(record.path for record in instances)
+    once = {record.place: record for record in instances}
     return [
-        Record(path=path, captions=captions, group="class", origin="held to the base model's answer") for path in paths
+        Record(
+            path=record.path,
+            inner=record.inner,
+            captions=captions,
+            group="class",
+            origin="held to the base model's answer",
+        )
+        for record in once.values()
     ]
 
 
@@ -76,7 +94,8 @@ def settings(prior: Prior, *, seed: int, side: int, base: str) -> str:
 def _own(prior: Prior) -> list[Record]:
     if not prior.path:
         return []
-    return read(DataTable(path=prior.path, prompt=prior.prompt), group="class", key="prior")
+    found = read(DataTable(path=prior.path, prompt=prior.prompt), group="class", key="prior")
+    return list({record.place: record for record in found}.values())  # each once, whatever its folder's name says
 
 
 def draw(

@@ -114,6 +114,7 @@ class Results:
         """The trained model in `out` itself, with a model card. Averaged weights, where there are any."""
         state = self.engine.read()
         words, weights = parted(state.get("ema") or state["weights"])
+        changes = scheduler_changes(self.recipe.objective)
         if self.recipe.adapter.kind == "ti":
             files = []
         elif self.recipe.adapter.kind != "none":
@@ -123,12 +124,12 @@ class Results:
                 write(self.out / name)
             files = list(writers)
         else:
-            pipeline.assemble(self.source.folder, self.out, by_part(weights), scheduler_changes(self.recipe.objective))
+            pipeline.assemble(self.source.folder, self.out, by_part(weights), changes)
             files = ["model_index.json"]
         for name, write in embeddings.writers(words).items():
             write(self.out / name)
             files.append(name)
-        card.write(self.out, self.recipe, files, base=self.source.folder, pictures=self.pictures)
+        card.write(self.out, self.recipe, files, base=self.source.folder, pictures=self.pictures, scheduler=changes)
         return files
 
 

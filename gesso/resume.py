@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
+from gesso.recipe.keys import lookup
+
 Decision = Literal["allowed", "warned", "refused", "impossible"]
 
 
@@ -97,6 +99,7 @@ def compatible(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[list[str
     that one side lacks counts as not set.
     """
     before, after = flatten(old), flatten(new)
+    before, after = _with_defaults(before, after), _with_defaults(after, before)
     if _stretches(before) and _stretches(after):
         before, after = ({**each, LENGTH: each.get("train.steps")} for each in (before, after))
     if _averaging(before) and _averaging(after):
@@ -120,6 +123,13 @@ def compatible(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[list[str
                 f"{change}; this would be another run: put {_shown(was)} back, or start a new run with --out"
             )
     return warnings, refusals
+
+
+def _with_defaults(flat: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """`flat` with the schema's defaults for keys of `other` that did not exist yet when it was written."""
+    tables = {key.rpartition(".")[0] for key in flat}
+    known = {key: lookup(key) for key in other if key not in flat and key.rpartition(".")[0] in tables}
+    return {**{key: found.default for key, found in known.items() if found}, **flat}
 
 
 def _averaging(flat: Mapping[str, Any]) -> bool:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import platform
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from gesso import __version__, loop, models, settings, words
+from gesso import __version__, loop, models, prior, settings, words
 from gesso.checkpoint import Checkpoint, Checkpoints, compatible
+from gesso.data.captions import written
 from gesso.data.record import Record
 from gesso.engines.engine import Engine
 from gesso.errors import Exit, RecipeError
@@ -23,7 +25,7 @@ from gesso.models import ModelSource
 from gesso.recipe import Loaded, save
 from gesso.report import page
 from gesso.results import Results
-from gesso.schema import Recipe
+from gesso.schema import Prior, Recipe
 from gesso.stop import Stop
 from gesso.storage import RunLock, probe, sweep, write_json
 
@@ -42,8 +44,9 @@ def train(loaded: Loaded, *, dry_run: bool = False, extra: Extra | None = None) 
     source = models.whole(models.resolve(recipe.model.base, recipe.model.revision))
     family = find(source.pipeline)
     settings.fits(recipe, family)
-    captions = [caption for record in learning for caption in record.captions]
-    words.check_used(settings.tokens(recipe), [*captions, recipe.prior.prompt])
+    texts = {text for record in learning for text in written(record.captions, record.style)}
+    words.check_used(settings.tokens(recipe), [*sorted(texts), recipe.prior.prompt])
+    prior.check(recipe.prior, texts)
     source = models.with_vae(source, recipe.model.vae)
     objective = make_objective(recipe, source)
     if dry_run:
@@ -143,15 +146,26 @@ def outline(recipe: Recipe, source: ModelSource, learning: list[Record], holding
     """What would be done, for --dry-run."""
     held = f", {len(holding)} held out" if holding else ""
     steps, batch = recipe.train.steps, recipe.train.batch
+    readers = Counter(record.reader for record in [*learning, *holding])
     return "\n".join(
         [
             f"model     {source.name} ({source.pipeline})",
             f"learns    {settings.what(recipe)}",
             f"pictures  {len(learning)}{held}",
+            *([f"class     {_of_class(recipe.prior)}"] if recipe.prior.prompt else []),
+            *(f"captions  {count} from {reader}" for reader, count in readers.items()),
             f"steps     {steps} of {batch} pictures: each picture is seen {steps * batch / len(learning):.1f} times",
             f"result    {recipe.out}",
         ]
     )
+
+
+def _of_class(table: Prior) -> str:
+    """Where the class comes from."""
+    if table.kind == "teacher":
+        return f'"{table.prompt}", held to the base model\'s own answers'
+    own = f", those of {table.path} first" if table.path else ""
+    return f'{table.pictures} pictures of "{table.prompt}"{own}; what is not there is drawn with the base model'
 
 
 def environment(engine: Engine) -> dict[str, Any]:

@@ -84,11 +84,28 @@ class TokenTable(Table):
 
 
 class DataTable(Table):
-    path: str = Field(min_length=1, description="a folder of pictures")
+    path: str = Field(min_length=1, description="a folder of pictures, or one file of them (docs/data.md)")
     prompt: str | None = Field(None, description="one caption for every picture that has none of its own")
     repeats: Count = Field(1, description="how often each picture counts in an epoch")
     weight: Positive = Field(1.0, description="multiplies the loss of these pictures")
     encoding: str = Field("", description="encoding of caption files that are neither UTF-8 nor UTF-16")
+    format: Literal["auto", "folder", "kohya", "save_to_disk", "parquet", "webdataset"] = Field(
+        "auto", description="what the folder is, where two things could be meant; otherwise seen from its contents"
+    )
+    image_column: str = Field("", description="column with the picture or its file name; the usual one if empty")
+    caption_column: str = Field("", description="column with the caption; the usual one if empty")
+    max_samples: Natural = Field(0, description="so many of the pictures, drawn by lot; 0 for all")
+    masks: bool = Field(
+        False, description="the loss counts where dog-masklabel.png is white, or where the picture is opaque"
+    )
+    unmasked_weight: Share = Field(0.0, description="what the loss counts outside of masks")
+    trigger: str = Field("", description="a word in front of every caption that does not have it")
+    prefix: str = Field("", description="text put in front of every caption as it is, spaces included")
+    suffix: str = Field("", description="text put behind every caption as it is, spaces included")
+    shuffle: bool = Field(False, description="the caption's tags in another order each time")
+    keep_tokens: Natural = Field(0, description="tags at the front that a shuffle leaves where they are")
+    separator: str = Field(",", min_length=1, description="what stands between tags")
+    wildcards: bool = Field(False, description="one of the choices in {red|blue}, drawn each time")
 
 
 class Prior(Table):
@@ -179,7 +196,9 @@ class OptimTable(Table):
     name: Literal[
         "adamw", "adam", "sgd", "adamw_8bit", "adafactor", "lion", "prodigy", "adamw_schedule_free", "muon"
     ] = Field("adamw", description="the optimiser")
-    lr: Positive = Field(1e-4, description="learning rate; 1 for prodigy, which finds its own")
+    lr: Positive = Field(
+        1e-4, description="learning rate of all that has none of its own; 1 for prodigy, which finds one"
+    )
     text_encoder_lr: Positive | None = Field(None, description="learning rate of text_encoder; lr when left out")
     text_encoder_2_lr: Positive | None = Field(
         None, description="learning rate of text_encoder_2; that of text_encoder when left out"

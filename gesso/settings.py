@@ -32,6 +32,7 @@ def settled(recipe: Recipe, rows: int) -> Recipe:
                 f"steps of {train.batch} out of {rows} pictures",
                 todo="warm up over fewer steps, or train for longer",
             )
+    _turns(recipe, train.steps)
     if sample.prompts_file:
         sample = sample.model_copy(update={"prompts": _all_prompts(sample), "prompts_file": ""})
     if recipe.prior.captions:
@@ -46,6 +47,21 @@ def settled(recipe: Recipe, rows: int) -> Recipe:
             steps = in_steps(table.every_epochs, rows, train.batch)
             tables[name] = table.model_copy(update={"every": steps, "every_epochs": 0.0})
     return recipe.model_copy(update={"train": train, **tables})
+
+
+def _turns(recipe: Recipe, steps: int) -> None:
+    """RecipeError where adapter.pivot leaves the words or the adapter no step, or warms one of the two up all along."""
+    if recipe.adapter.kind == "ti":  # the words learn alone, whatever a file still says of a pivot
+        return
+    turn = round(recipe.adapter.pivot * steps)
+    shorter = min(turn, steps - turn)
+    if recipe.adapter.pivot and shorter <= recipe.optim.warmup:
+        short, choose = ("words", "more") if turn == shorter else ("adapter", "less")
+        raise RecipeError(
+            f"adapter.pivot is {recipe.adapter.pivot:g}, which of {steps} steps leaves the {short} {shorter}, "
+            + (f"all of them optim.warmup, which is {recipe.optim.warmup}" if shorter else "which learns nothing"),
+            todo=f"train for more steps, or take {choose} for adapter.pivot",
+        )
 
 
 def _all_prompts(sample: SampleTable) -> tuple[str, ...]:
@@ -95,6 +111,7 @@ def adapter(recipe: Recipe, family: Family) -> Adapter | None:
         else (table.text_targets or family.text_lora_targets)
         for part in recipe.model.train
     }
+    oft = table.kind == "oft"
     rules = tuple(
         Rule(match=rule.match, rank=rule.rank, alpha=rule.alpha, dropout=rule.dropout, skip=rule.skip)
         for rule in recipe.rules
@@ -102,8 +119,9 @@ def adapter(recipe: Recipe, family: Family) -> Adapter | None:
     return Adapter(
         kind=table.kind,
         rank=table.rank,
-        alpha=table.alpha or float(table.rank),
-        dropout=table.dropout,
+        # An oft has neither; what a flag switched off may still stand in the file.
+        alpha=float(table.rank) if oft else table.alpha or float(table.rank),
+        dropout=0.0 if oft else table.dropout,
         targets=targets,
         rules=rules,
         factor=table.factor,
@@ -170,14 +188,14 @@ def courses(recipe: Recipe) -> dict[str, Course]:
     arXiv:2106.05744): each phase has the whole schedule, warm-up included.
     """
     table, steps = recipe.optim, recipe.train.steps
-    turn = round(recipe.adapter.pivot * steps)
+    groups = () if recipe.adapter.kind == "ti" else recipe.model.train
+    turn = round(recipe.adapter.pivot * steps) if groups else 0
     text_lr = table.text_encoder_lr or table.lr
     own = {
         "text_encoder": text_lr,
         "text_encoder_2": table.text_encoder_2_lr or text_lr,
         TOKENS: table.token_lr or table.lr,
     }
-    groups = () if recipe.adapter.kind == "ti" else recipe.model.train
     spans: dict[str, range] = {group: range(turn, steps) for group in groups}
     if recipe.tokens:
         spans[TOKENS] = range(turn or steps)

@@ -90,7 +90,7 @@ def test_a_file_that_is_not_json_is_named(
     assert drawn(model) == Exit.RECIPE
     assert str(model / file) in capsys.readouterr().err
     with pytest.raises(RecipeError, match=r"json: (this is not JSON|holds no JSON object)"):
-        pipeline._json(model / file)
+        pipeline.read_json(model / file)
 
 
 @pytest.mark.parametrize(

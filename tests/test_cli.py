@@ -18,6 +18,7 @@ from gesso.commands import train
 from gesso.errors import Exit, LockedError, RecipeError
 from gesso.formats import png
 from gesso.generate import Request, check, lora_file, next_number
+from gesso.schema import DataTable
 
 ROOT = Path(__file__).parent.parent
 HEAVY = ("numpy", "pydantic", "torch", "diffusers", "transformers", "peft", "PIL", "rich", "mindspore")
@@ -165,7 +166,7 @@ def test_train_hands_over_the_recipe_wherever_it_stands(
     assert (answer["exit"], answer["dry_run"], answer["recipe"]["data"]) == (
         0,
         True,
-        [{"path": "photos", "repeats": 1, "weight": 1.0, "encoding": ""}],
+        [DataTable(path="photos").model_dump(exclude_none=True)],
     )
     assert shown.err == "for people\n"
 

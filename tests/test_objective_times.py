@@ -112,6 +112,7 @@ def test_a_timestep_is_a_function_of_the_seed_and_the_place(name: str) -> None:
     [
         ({"name": "later", "multiplier": 0}, "times_multiplier is 0, but must be above 0"),
         ({"name": "later", "portion": 0}, "times_portion is 0, but is a share"),
+        ({"name": "earlier", "portion": 1e-4}, "times_portion = 0.0001 of 1000 timesteps is none of them"),
         ({"name": "range", "begin": 9, "end": 9}, "times_begin = 9 and times_end = 9 do not lie in 0 … 1000"),
         ({"name": "only", "begin": 0, "end": 1001}, "times_end = 1001 do not lie in 0 … 1000"),
         ({"name": "logit_normal", "std": 0}, "times_std is 0, but must be above 0"),

@@ -226,6 +226,21 @@ def test_what_is_wrong_with_flags(tmp_path: Path, flags: list[str], said: str) -
         ("--train.crop random --cache.latents true", 'cache.latents has no effect with train.crop = "random"'),
         ("--optim.name sgd --optim.betas [0.9,0.99]", "optim.betas has no effect in its second number"),
         ("--adapter.dropout 0.1 --train.micro-batch 2", "the run would depend on how a batch is split"),
+        (
+            "--rules.match to_q --rules.dropout 0.1 --train.micro-batch 2",
+            "rules.0.dropout is 0.1 and train.micro_batch",
+        ),
+        ('--model.train ["unet","unet"]', "model.train names unet twice"),
+        ('--model.train ["Unet"]', "must be a list, each one of"),
+        ("--adapter.kind lokr --adapter.factor 0", "adapter.factor is 0, but must be above 0"),
+        (
+            "--adapter.kind ti --tokens.name <x> --optim.weight-decay 0.5",
+            "optim.weight_decay has no effect on words",
+        ),
+        (
+            '--model.train ["text_encoder"] --optim.weight-decay 0.5 --optim.text-encoder-weight-decay 0.1',
+            "optim.weight_decay has no effect where the text encoders alone learn",
+        ),
         ("--cache.path x --cache.latents false --cache.text false", "cache.path has no effect"),
         ("--engine reference --torch.compile", 'torch.compile has no effect with engine = "reference"'),
     ],

@@ -97,6 +97,14 @@ def test_the_same_recipe_resumes_whether_it_came_from_json_or_not() -> None:
     assert [line.split(" was ")[0] for line in refusals] == ["data.0.repeats"]
 
 
+def test_a_key_that_is_new_since_the_checkpoint_counts_as_its_default() -> None:
+    old = {"data": [{"path": "a", "repeats": 2}], "optim": {"lr": 1e-4}}
+    new = {"data": [{"path": "a", "repeats": 2, "masks": False}], "optim": {"lr": 1e-4, "ema": 0.0}}
+    assert compatible(old, new) == ([], [])
+    _, refusals = compatible(old, {**new, "data": [{"path": "a", "repeats": 2, "masks": True}]})
+    assert [line.split(" was ")[0] for line in refusals] == ["data.0.masks"]
+
+
 def test_every_recipe_key_has_a_row_and_every_row_is_used() -> None:
     keys = [*BASE, "adapter.alpha", "objective.zero_snr", "train.resolution", "model.base", "data.0.path"]
     keys += ["data.0.encoding", "data.0.prompt", resume.LENGTH, "train.epochs", "optim.text_encoder_lr"]

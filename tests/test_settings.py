@@ -10,6 +10,8 @@ from runs import events, gesso, pictures, recipe
 
 from gesso import settings
 from gesso.errors import Exit, RecipeError
+from gesso.families import find
+from gesso.recipe import load
 from gesso.schema import Recipe
 
 
@@ -115,3 +117,30 @@ def test_a_bad_prompts_file_ends_the_command_with_a_sentence(tmp_path: Path, lin
     assert gesso("train", path).returncode == Exit.DONE
     drawn = events(tmp_path / "out", "sampled")
     assert [[sample["prompt"] for sample in event["samples"]] for event in drawn] == [["only here"]] * 2
+
+
+def test_words_that_learn_alone_have_every_step_whatever_the_file_says_of_a_pivot(tmp_path: Path) -> None:
+    """A flag that switches the adapter off over a file leaves the file's pivot without a meaning."""
+    (tmp_path / "recipe.toml").write_text(
+        '[adapter]\nkind = "lora"\npivot = 0.5\n[[data]]\npath = "photos"\n[[tokens]]\nname = "<it>"\n',
+        encoding="utf-8",
+    )
+    both = load(tmp_path / "recipe.toml", ["--train.steps", "10"]).recipe
+    alone = load(tmp_path / "recipe.toml", ["--train.steps", "10", "--adapter.kind", "ti"]).recipe
+    assert {name: each.steps for name, each in settings.courses(both).items()} == {
+        "unet": range(5, 10),
+        "tokens": range(5),
+    }
+    assert {name: each.steps for name, each in settings.courses(alone).items()} == {"tokens": range(10)}
+    assert settings.settled(alone.model_copy(update={"optim": both.optim.model_copy(update={"warmup": 6})}), 4)
+
+
+def test_a_flag_may_make_an_oft_of_a_lora_with_alpha_and_dropout(tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text(
+        '[adapter]\nkind = "lora"\nrank = 4\nalpha = 2\ndropout = 0.1\n[[data]]\npath = "photos"\n', encoding="utf-8"
+    )
+    found = settings.adapter(
+        load(tmp_path / "recipe.toml", ["--adapter.kind", "oft"]).recipe, find("StableDiffusionPipeline")
+    )
+    assert found is not None
+    assert (found.kind, found.rank, found.alpha, found.dropout) == ("oft", 4, 4.0, 0.0)

@@ -332,6 +332,7 @@ def test_an_encoder_that_pools_at_the_highest_id(blank: Path, tmp_path: Path) ->
         (Token(name="<dog>", init="  "), "no word"),
         (Token(name="<dog>", init="<|endoftext|>"), "no word"),
         (Token(name="a dog"), "white space"),
+        (Token(name="<dog>", vectors=76), "76 vectors, but a caption has room for 30"),
     ],
 )
 def test_what_cannot_be_a_word_is_refused(base: Path, token: Token, says: str) -> None:

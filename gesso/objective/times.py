@@ -60,6 +60,11 @@ class Times:
                 f"objective.times_begin = {self.begin} and times_end = {self.end} do not lie in 0 … {timesteps}",
                 todo="begin is included, end is not; begin must be below end",
             )
+        if self.name in ("earlier", "later") and not round(self.portion * timesteps):
+            raise RecipeError(
+                f"objective.times_portion = {self.portion:g} of {timesteps} timesteps is none of them",
+                todo=f"favour at least {1 / timesteps:g} of them",
+            )
         weights = TIMES[self.name](self, timesteps)
         return np.asarray(weights / weights.sum())
 

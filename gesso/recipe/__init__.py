@@ -23,6 +23,8 @@ from gesso.storage import guard, write_bytes
 
 __all__ = ["Loaded", "load", "save"]
 
+EMPTY = "must not be empty"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loaded:
@@ -136,6 +138,9 @@ def _validate(given: Mapping[str, Given]) -> tuple[Recipe, list[Problem]]:
     except ValidationError as error:
         for each in error.errors():
             problems.append(_sentence(each["type"], each["loc"], each, given))
+    # A list without its wrong items may be too short as well: that is no second mistake.
+    told = [key for problem in problems if not problem.text.endswith(EMPTY) for key in problem.keys]
+    problems = [each for each in problems if not (each.text.endswith(EMPTY) and set(each.keys) & set(told))]
     bad = {key for problem in problems for key in problem.keys}
     # A table cannot be without a key that it must have.
     broken = {key.rpartition(".")[0] for key in bad if (found := lookup(key)) and found.required}
@@ -167,7 +172,7 @@ def _must(kind: str, key: Key, value: Any, error: Mapping[str, Any]) -> str:
     if kind == "value_error":
         return str(error["ctx"]["error"])
     if kind in ("too_short", "string_too_short"):
-        return "must not be empty"
+        return EMPTY
     if kind.startswith(("greater_than", "less_than")) and limits(inner):
         return f"must be {limits(inner)}"
     return f"must be {allowed(key.schema)}"

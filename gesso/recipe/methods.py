@@ -11,6 +11,8 @@ Switch = tuple[tuple[str, ...], bool, str, *tuple[str, ...]]
 """(keys, whether they act, why not otherwise, the keys that decide)."""
 LAYERED = ("lora", "dora", "loha", "lokr", "oft")
 """Adapters that sit on layers."""
+DROPPING = tuple(kind for kind in LAYERED if kind != "oft")
+"""Those that have alpha and dropout."""
 PRODIGY = ("optim.beta3", "optim.decouple", "optim.bias_correction", "optim.safeguard_warmup")
 REFERENCE = "the reference engine, which is for tests, "
 
@@ -19,6 +21,7 @@ def broken(recipe: Recipe) -> Iterator[Problem]:
     """Choices that contradict each other."""
     yield from _rules(recipe)
     yield from _tokens(recipe)
+    yield from _parts(recipe)
     yield from _optim(recipe)
     yield from _durations(recipe)
     if recipe.engine == "reference":
@@ -65,6 +68,17 @@ def _tokens(recipe: Recipe) -> Iterator[Problem]:
     for name in dict.fromkeys(names):
         if names.count(name) > 1:
             yield Problem(text=f'[[tokens]] has the word "{name}" twice', keys=("tokens.0.name",))
+
+
+def _parts(recipe: Recipe) -> Iterator[Problem]:
+    parts = recipe.model.train
+    for part in dict.fromkeys(parts):
+        if parts.count(part) > 1:
+            yield Problem(text=f"model.train names {part} twice", keys=("model.train",))
+    if recipe.adapter.factor == 0:
+        yield Problem(
+            text="adapter.factor is 0, but must be above 0, or -1 for the most even", keys=("adapter.factor",)
+        )
 
 
 def _optim(recipe: Recipe) -> Iterator[Problem]:
@@ -139,17 +153,28 @@ def switches(recipe: Recipe) -> Iterator[Switch]:
     reason = f'with adapter.kind = "{kind}"'
     text = [part for part in recipe.model.train if part.startswith("text_encoder")] if kind != "ti" else []
     yield ("adapter.rank", "adapter.targets"), kind in LAYERED, reason, "adapter.kind"
-    scaled = kind in LAYERED and kind != "oft"
-    yield ("adapter.alpha", "adapter.dropout"), scaled, reason, "adapter.kind"
+    yield ("adapter.alpha", "adapter.dropout"), kind in DROPPING, reason, "adapter.kind"
     yield ("adapter.factor",), kind == "lokr", reason, "adapter.kind"
     yield ("model.train",), kind != "ti", reason, "adapter.kind"
     no_text = "without a text encoder in model.train"
     yield ("adapter.text_targets",), kind in LAYERED and bool(text), no_text, "model.train", "adapter.kind"
-    yield ("adapter.pivot",), kind in LAYERED and bool(recipe.tokens), "without both [[tokens]] and an adapter"
-    yield ("optim.text_encoder_lr", "optim.text_encoder_weight_decay"), bool(text), no_text, "model.train"
+    yield (
+        ("adapter.pivot",),
+        kind in LAYERED and bool(recipe.tokens),
+        "without both [[tokens]] and an adapter",
+        "adapter.kind",
+    )
+    yield (
+        ("optim.text_encoder_lr", "optim.text_encoder_weight_decay"),
+        bool(text),
+        no_text,
+        "model.train",
+        "adapter.kind",
+    )
     two = "text_encoder_2" in text
-    yield ("optim.text_encoder_2_lr",), two, "without text_encoder_2 in model.train", "model.train"
+    yield ("optim.text_encoder_2_lr",), two, "without text_encoder_2 in model.train", "model.train", "adapter.kind"
     yield ("optim.token_lr",), bool(recipe.tokens), "without [[tokens]]"
+    yield from _decay(recipe, () if kind == "ti" else recipe.model.train)
     yield PRODIGY, optim.name == "prodigy", f'with optim.name = "{optim.name}"', "optim.name"
     yield ("optim.ema_offload",), optim.ema > 0, "without optim.ema", "optim.ema"
     yield ("train.steps",), recipe.train.epochs is None, "with train.epochs", "train.epochs"
@@ -160,3 +185,13 @@ def switches(recipe: Recipe) -> Iterator[Switch]:
         "prior.kind",
     )
     yield ("prior.captions",), prior.kind == "teacher", f'with prior.kind = "{prior.kind}"', "prior.kind"
+
+
+def _decay(recipe: Recipe, parts: tuple[str, ...]) -> Iterator[Switch]:
+    """Weight decay does nothing where each part that learns has its own, or none."""
+    name = ("optim.weight_decay",)
+    none = recipe.optim.weight_decay == 0.0  # which is what words have
+    yield name, bool(parts) or none, "on words, whose length is never pulled to 0", "adapter.kind"
+    own = recipe.optim.text_encoder_weight_decay is not None and "unet" not in parts
+    reason = "where the text encoders alone learn, with optim.text_encoder_weight_decay"
+    yield name, not (parts and own), reason, "model.train", "optim.text_encoder_weight_decay"

@@ -32,6 +32,13 @@ def _data(recipe: Recipe) -> Iterator[Problem]:
             text='there are no pictures: add [[data]] with path = "photos", or --data.path photos', keys=("data",)
         )
     yield from _folders(recipe)
+    for index, table in enumerate(recipe.data):
+        for name, switch in (("keep_tokens", "shuffle"), ("separator", "shuffle"), ("unmasked_weight", "masks")):
+            if not getattr(table, switch) and getattr(table, name) != keys()[f"data.{name}"].default:
+                yield Problem(
+                    text=f"data.{index}.{name} has no effect without data.{index}.{switch}",
+                    keys=(f"data.{index}.{name}",),
+                )
     if recipe.validate_.path and recipe.validate_.holdout:
         yield Problem(
             text="validate.path and validate.holdout are both given; held-out pictures are either a folder or a share",
@@ -78,12 +85,16 @@ def _batch(recipe: Recipe) -> Iterator[Problem]:
             else f"train.micro_batch is {micro}, but must divide train.batch, which is {batch}; at most {batch}",
             keys=("train.micro_batch", "train.batch"),
         )
-    elif 0 < micro < batch and recipe.adapter.dropout > 0 and recipe.adapter.kind != "none":
-        yield Problem(
-            text=f"adapter.dropout is {recipe.adapter.dropout:g} and train.micro_batch is {micro}: a dropout mask is "
-            "drawn for each micro-batch, so the run would depend on how a batch is split; leave one of the two out",
-            keys=("adapter.dropout", "train.micro_batch"),
-        )
+    elif 0 < micro < batch and recipe.adapter.kind in methods.DROPPING:
+        shares = {"adapter.dropout": recipe.adapter.dropout}
+        shares |= {f"rules.{index}.dropout": rule.dropout or 0.0 for index, rule in enumerate(recipe.rules)}
+        for name, share in shares.items():
+            if share:
+                yield Problem(
+                    text=f"{name} is {share:g} and train.micro_batch is {micro}: a dropout mask is drawn for each "
+                    "micro-batch, so the run would depend on how a batch is split; leave one of the two out",
+                    keys=(name, "train.micro_batch"),
+                )
     if recipe.train.epochs is None and recipe.optim.warmup >= recipe.train.steps:
         yield Problem(
             text=f"optim.warmup is {recipe.optim.warmup}, but must be below train.steps, which is {recipe.train.steps}",

@@ -9,11 +9,20 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from gesso.formats import embeddings, usage
 from gesso.formats.adapter import LORAS
 from gesso.formats.peft import KINDS
+from gesso.models import scheduler_changes
 from gesso.report.html import Markup, element, join
 from gesso.report.reading import Run
+from gesso.schema import ObjectiveTable
 from gesso.trackers.status import duration
+
+METHODS = {"none": "Full fine-tuning", "ti": "Textual inversion", "lora": "LoRA", "dora": "DoRA"}
+METHODS |= {"loha": "LoHa", "lokr": "LoKr", "oft": "OFT"}
+GROUPS = {"text_encoder": "text encoder", "text_encoder_2": "second text encoder", "tokens": "words"}
+CHANGING = ("prediction", "zero_snr")
+"""What an objective may change in the model's scheduler."""
 
 
 def taught(run: Run) -> Markup | None:
@@ -89,12 +98,10 @@ def _facts(run: Run) -> Iterable[tuple[str, str | None]]:
     values, started = run.values, run.latest("started")
     yield "Base model", _text(values.get("model.base"))
     yield "Method", _method(run)
-    yield "Rank", _text(values.get("adapter.rank")) if run.adapter else None
+    yield "Rank", _text(values.get("adapter.rank")) if values.get("adapter.kind") in (*LORAS, *KINDS) else None
     yield "Steps", _count(started.get("steps", values.get("train.steps")))
     yield "Batch", _text(started.get("batch", values.get("train.batch")))
-    rate = values.get("optim.lr")
-    schedule = str(values.get("optim.schedule", "")).replace("_", " ")
-    yield "Learning rate", f"{rate:g}{', ' if schedule else ''}{schedule}" if isinstance(rate, int | float) else None
+    yield "Learning rate", _rates(run)
     resolution = values.get("train.resolution")
     yield "Resolution", f"{resolution} by {resolution} px" if resolution else None
     yield "Seed", _text(values.get("seed"))
@@ -106,11 +113,33 @@ def _facts(run: Run) -> Iterable[tuple[str, str | None]]:
     yield "Time", duration(run.seconds) if run.seconds is not None else None
 
 
+def _rates(run: Run) -> str | None:
+    """The learning rate, of each group where they learn at rates of their own, and the schedule of all."""
+    rate, schedule = run.values.get("optim.lr"), str(run.values.get("optim.schedule", "")).replace("_", " ")
+    if not isinstance(rate, int | float):
+        return None
+    words = ["tokens"] if "tokens.0.name" in run.values else []
+    groups = [*(run.values.get("model.train", ()) if run.values.get("adapter.kind") != "ti" else ()), *words]
+    text = run.values.get("optim.text_encoder_lr") or rate
+    own = {
+        "text_encoder": text,
+        "text_encoder_2": run.values.get("optim.text_encoder_2_lr") or text,
+        "tokens": run.values.get("optim.token_lr") or rate,
+    }
+    rates = {GROUPS.get(group, group): own.get(group, rate) for group in groups}
+    if len(set(rates.values())) > 1:
+        named = [f"{value:g} ({group})" for group, value in rates.items()]
+    else:
+        named = [f"{value:g}" for value in [*rates.values(), rate][:1]]
+    return ", ".join([*named, *([schedule] if schedule else [])])
+
+
 def _method(run: Run) -> str | None:
     if "adapter.kind" not in run.values:
         return None
-    kind = "LoRA" if run.values["adapter.kind"] == "lora" else str(run.values["adapter.kind"])
-    kind = kind if run.adapter else "Full fine-tuning"
+    kind = METHODS.get(str(run.values["adapter.kind"]), str(run.values["adapter.kind"]))
+    if "tokens.0.name" in run.values and run.values["adapter.kind"] != "ti":
+        kind += " and new words"
     if not run.values.get("prior.prompt"):
         return kind
     if _taught_class(run):
@@ -138,20 +167,23 @@ def _python(run: Run, place: str, prompt: str) -> str:
     def quoted(text: object) -> str:
         return json.dumps(str(text), ensure_ascii=False)
 
-    base = quoted(run.values.get("model.base", "")) if run.adapter else quoted(place)
-    if base == '"tiny"':  # this one comes with gesso, and diffusers knows folders only
-        base = quoted(Path(str(files("gesso.demo"))) / "assets" / "tiny")
-    parts = run.values.get("model.train", ()) if run.values.get("adapter.kind") in KINDS else ()
-    lines = [
-        "from diffusers import DiffusionPipeline",
-        "from peft import PeftModel" if parts else None,
-        "",
-        f"pipe = DiffusionPipeline.from_pretrained({base})",
-        *(f"PeftModel.from_pretrained(pipe.{part}, {quoted(f'{place}/{part}')})" for part in parts),
-        f"pipe.load_lora_weights({quoted(place)})" if run.values.get("adapter.kind") in LORAS else None,
-        f'pipe({quoted(prompt)}).images[0].save("picture.png")',
-    ]
-    return "\n".join(line for line in lines if line is not None)
+    values = run.values
+    base = str(values.get("model.base", ""))
+    changing = {key: values[f"objective.{key}"] for key in CHANGING if values.get(f"objective.{key}") is not None}
+    if base == "tiny":  # this one comes with gesso, and diffusers knows folders only
+        base = str(Path(str(files("gesso.demo"))) / "assets" / "tiny")
+    learned = [path for path in embeddings.files(run.folder) if path.name in run.latest("finished").get("files", ())]
+    load = usage.lines(
+        kind=str(values.get("adapter.kind", "none")),
+        parts=[str(part) for part in values.get("model.train", ())],
+        base=base,
+        folder=place,
+        revision=str(values.get("model.revision", "")),
+        vae=str(values.get("model.vae", "")),
+        scheduler=scheduler_changes(ObjectiveTable.model_validate(changing)),
+        words=embeddings.usage(learned, place),
+    )
+    return f'{load}pipe({quoted(prompt)}).images[0].save("picture.png")'
 
 
 def _snippet(text: str) -> Markup:

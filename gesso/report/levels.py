@@ -93,7 +93,8 @@ def _change(level: Level) -> tuple[Markup, ...]:
     if level.before <= 0:
         return (element("small", "–"),)
     share = level.now / level.before
-    told = element("span", f"{100 * (share - 1):+.0f} %".replace("-", "−"), class_="number")
+    percent = f"{100 * (share - 1):+.0f} %".replace("-", "−")
+    told = element("span", "0 %" if percent[1:] == "0 %" else percent, class_="number")
     bar = element("i", style=f"width:{100 * min(share, 1.0):.1f}%")
     doubt = None if level.clear else element("small", " within the error")
     return join(told, doubt), element("span", bar, class_="bar after", aria_hidden="true")

@@ -172,7 +172,8 @@ def _numbers(status: Status) -> Text:
     if math.isfinite(status.loss):
         text.append("loss ", style="dim").append(f"{status.loss:.4g}   ")
     if math.isfinite(status.held_out):
-        text.append("held-out ", style="dim").append(f"{status.held_out:.4g} ± {status.held_out_error:.2g}   ")
+        error = f" ± {status.held_out_error:.2g}" if status.held_out_error > 0 else ""
+        text.append("held-out ", style="dim").append(f"{status.held_out:.4g}{error}   ")
     if status.skipped:
         text.append(f"{status.skipped} skipped   ", style="yellow")
     if status.checkpoint:
@@ -201,7 +202,8 @@ def _fields(event: Event) -> dict[str, Any]:
                 said["class_pictures"] = event.class_pictures
             return {**head, **said, "trainable": event.trainable, "resumed": event.resumed, "what": event.what}
         case Validated():
-            return {**head, "held_out": event.loss, "error": event.error, "pictures": event.pictures}
+            known = {"error": event.error} if event.pictures > 1 else {}  # one picture tells no error
+            return {**head, "held_out": event.loss, **known, "pictures": event.pictures}
         case Sampled():
             folder = event.samples[0].file.rpartition("/")[0] if event.samples else ""
             return {**head, "pictures": len(event.samples), "folder": folder, "took": duration(event.seconds)}

@@ -145,6 +145,8 @@ class Engine:
         if self.checkpointing:
             if hasattr(net, "enable_gradient_checkpointing"):
                 net.enable_gradient_checkpointing()
+            elif hasattr(net, "activation_checkpointing_enable"):  # the newer transformers' name for it
+                net.activation_checkpointing_enable()
             else:
                 net.gradient_checkpointing_enable()
         if self.options.channels_last:

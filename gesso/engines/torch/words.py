@@ -95,6 +95,13 @@ def _extend(tokenizer: Any, tokens: Sequence[Token]) -> int:
                 f'tokens: the text encoder already knows the word "{taken}"',
                 todo=f'choose a name that is new, such as "<{token.name.strip("<>")}-1>"',
             )
+    room = int(tokenizer.model_max_length) - 2  # all but the marks of beginning and end
+    for token in tokens:
+        if token.vectors > room:
+            raise RecipeError(
+                f'tokens: "{token.name}" has {token.vectors} vectors, but a caption has room for {room}',
+                todo="give it fewer; 1 to 4 are usual",
+            )
     pieces = [piece for token in tokens for piece in words.pieces(token)]
     first = len(tokenizer)
     tokenizer.add_tokens(pieces)
