@@ -177,8 +177,15 @@ def test_a_method_is_whole(
 ) -> None:
     method = METHODS[name]
     path = written(tmp_path, bases[family], method, family)
-    before, out = hashes(bases[family], "**/*"), tmp_path / "out"
+    before = hashes(bases[family], "**/*")
+    what_should_learn_moves(path, method, family, monkeypatch)
+    assert hashes(bases[family], "**/*") == before
+    saved_files_draw_the_runs_pictures(tmp_path, method)
+    two_roads_one_end(path, monkeypatch)
 
+
+def what_should_learn_moves(path: Path, method: Method, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it, and what rests does not; in float32."""
     weights: list[dict[str, Any]] = []
     attach, step = Engine.attach, Engine.step
 
@@ -196,8 +203,6 @@ def test_a_method_is_whole(
         patched.setattr(Engine, "attach", noted_attach)
         patched.setattr(Engine, "step", noted_step)
         assert go(path) == Exit.DONE
-
-    # What should learn has moved, all of it, and is float32; the base's files are untouched.
     start, half, end = weights[0], weights[3], weights[-1]
     own = [prefix for prefix in method.learns if not (family == "sd" and prefix == "text_encoder_2.")]
     assert {key.split(".")[0] for key in end} == {prefix.rstrip(".") for prefix in own}
@@ -208,9 +213,11 @@ def test_a_method_is_whole(
         assert any(not np.array_equal(start[key], half[key]) for key in start if not key.startswith(prefix))
         resting = [key for key in end if not key.startswith(prefix)]
         assert all(np.array_equal(half[key], end[key]) for key in resting)
-    assert hashes(bases[family], "**/*") == before
 
-    # The saved files draw the run's own pictures again, from the result and from a checkpoint.
+
+def saved_files_draw_the_runs_pictures(folder: Path, method: Method) -> None:
+    """From the result and from a checkpoint."""
+    out = folder / "out"
     settings = json.loads((out / "effective.json").read_text(encoding="utf-8"))
     for place, at in ((out, 6), (out / "checkpoint-3", 3)):
         if at == 3 and "optim" in method.tables and method.tables["optim"].keys() & {"ema", "name"}:
@@ -218,16 +225,19 @@ def test_a_method_is_whole(
         request = Request(
             model=str(place),
             prompts=tuple(settings["sample.prompts"]["value"]),
-            out=tmp_path / f"drawn-{at}",
+            out=folder / f"drawn-{at}",
             seeds=(7,),
             steps=settings["sample.steps"]["value"],
             guidance=settings["sample.guidance"]["value"],
         )
         assert np.array_equal(pixels(generate(request)[0]), pixels(out / f"samples/step-{at}/p00-s7.png")), at
 
-    # Stopped after three steps and started again: the same bytes.
-    straight = out.rename(tmp_path / "straight")
-    taken = iter(range(100))
+
+def two_roads_one_end(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped after three steps and started again, the run that is there ends in the same bytes."""
+    out = path.parent / "out"
+    straight = out.rename(path.parent / "straight")
+    step, taken = Engine.step, iter(range(100))
 
     def stopping_step(self: Engine, *args: Any, **options: Any) -> Any:
         if next(taken) == 2:
