@@ -5,7 +5,10 @@ Every message a user can see is written here or raised as one of these: what hap
 
 from __future__ import annotations
 
+import re
 from enum import IntEnum
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class Exit(IntEnum):
@@ -22,6 +25,11 @@ class Exit(IntEnum):
     STOPPED = 75
 
 
+def printable(text: str) -> str:
+    """Text for a terminal: control characters, which a file's names may hold, are escaped; lines and tabs stay."""
+    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
+
+
 class GessoError(Exception):
     """An error with a place and a remedy; `str()` is the whole message for the user."""
 
@@ -35,7 +43,7 @@ class GessoError(Exception):
         lines = [self.what if not self.where else f"{self.where}: {self.what}"]
         if self.todo:
             lines.append(f"  What to do: {self.todo}")
-        return "\n".join(lines)
+        return printable("\n".join(lines))
 
 
 class RecipeError(GessoError):

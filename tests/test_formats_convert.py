@@ -51,6 +51,36 @@ def test_each_form_of_a_model_becomes_each_other(blank: Path, tmp_path: Path, fi
             assert np.array_equal(one, two)
 
 
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["SOURCE", "--to", "x.bin"], "are PyTorch's, which are programs"),
+        (["SOURCE", "--to", "x.safetensors", "--checksum"], "--checksum is for MindSpore's checkpoints"),
+        (["SOURCE", "--to", "x.safetensors", "--family", "sd1"], "--family is for LoRAs"),
+        (["SOURCE", "--to", "x", "--add", "LORA", "--strength", "nan"], "the strength is nan"),
+        (["LORA", "--to", "x.safetensors", "--add", "LORA", "--strength", "inf"], "the strength is inf"),
+        (["LORA", "--to", "x", "--form", "kohya", "--family", "sd1"], "a LoRA is a .safetensors file"),
+        (["LORA", "--to", "x.ckpt", "--family", "sd1"], "a LoRA is a .safetensors file"),
+        (["LORA", "--to", "x.safetensors", "--family", "sd1", "--checksum"], "--checksum is for MindSpore"),
+    ],
+)
+def test_what_makes_no_sense_is_said_and_nothing_is_written(
+    blank: Path, tmp_path: Path, words: list[str], reason: str, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    arrays, sizes = draw(targets(pipe_of(blank), usual=True))
+    lora.write(tmp_path / "lora.safetensors", arrays, Config.of(sizes, kind="lora"))
+    monkeypatch.chdir(tmp_path)
+    named = {"SOURCE": str(blank), "LORA": "lora.safetensors"}
+    assert main(["convert", *(named.get(word, word) for word in words)]) == 2
+    assert reason in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["lora.safetensors"]
+
+
+def test_a_target_that_cannot_be_is_a_fault_of_storage(blank: Path) -> None:
+    assert main(["convert", str(blank), "--to", "/proc/nowhere/x.safetensors"]) == 5
+
+
 def test_what_was_done_is_said(blank_xl: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = tmp_path / "xl.safetensors"
     assert main(["convert", str(blank_xl), "--to", str(target)]) == 0
@@ -151,9 +181,10 @@ def test_what_cannot_be_is_refused_and_leaves_nothing(blank: Path, blank_xl: Pat
     refused(RecipeError, "a whole model, which has no form kohya", source=single, target=new, form="kohya")
     own = tmp_path / "lora.safetensors"
     refused(RecipeError, "this is a LoRA, which has no form single", source=own, target=new, form="single")
-    refused(RecipeError, "do not tell the family", source=own, target=new, form="kohya")
+    file = tmp_path / "new.safetensors"
+    refused(RecipeError, "do not tell the family", source=own, target=file, form="kohya")
     refused(RecipeError, "no pipeline and has no LoRA", source=tmp_path, target=new)
-    refused(StorageError, "no MindSpore checkpoint form of SDXL", source=blank_xl, target=tmp_path / "new.ckpt")
+    refused(RecipeError, "1 and 2 alone, not of SDXL", source=blank_xl, target=tmp_path / "new.ckpt")
     refused(StorageError, "cannot be read", source=tmp_path / "none", target=new)
     refused(RecipeError, "of Stable Diffusion 1, the folder .* of SDXL", source=single, target=new, like=blank_xl)
     assert sorted(path.name for path in tmp_path.iterdir()) == before

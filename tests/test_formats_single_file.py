@@ -292,7 +292,7 @@ def test_through_mindspore_and_back_no_bit_changes(blank: Path, blank_2: Path, b
             assert back.keys() == tensors.keys()
             assert all(stored.data(back[name], name) == stored.data(each, name) for name, each in tensors.items())
     family, own = parts.read(blank_xl)
-    with pytest.raises(StorageError, match="no MindSpore checkpoint form of SDXL"):
+    with pytest.raises(RecipeError, match="1 and 2 alone, not of SDXL"):
         mindspore_names.pack(own, family)
 
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from gesso.cli import Parser
-from gesso.errors import RecipeError
+from gesso.errors import RecipeError, printable
 
 EXAMPLES = """\
 The source's form is told by its content. The target's is told by its name: model.safetensors is a single file,
@@ -63,5 +63,5 @@ def main(options: argparse.Namespace) -> int:
         checksum=options.checksum,
         unsafe_pickle=options.unsafe_pickle,
     )
-    print("\n".join(convert(request)))
+    print(printable("\n".join(convert(request))))
     return 0

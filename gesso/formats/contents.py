@@ -23,6 +23,13 @@ _PARTS = {
     "vae": ("encoder.", "decoder.", "quant_conv."),
 }
 _LDM_PARTS = {single_file.UNET: "unet", single_file.VAE: "vae", "control_model.": "controlnet"}
+_MAGIC = {
+    b"GGUF": "a GGUF file", b"\x89PNG": "a PNG picture", b"\xff\xd8\xff": "a JPEG picture", b"RIFF": "a RIFF file",
+    b"\x89HDF": "an HDF5 file", b"7z\xbc\xaf": "a 7z archive", b"\x1f\x8b": "a gzip file", b"Rar!": "a RAR archive",
+    b"version https://git-lfs": "a Git LFS pointer: the file itself was not fetched", b"<!doctype": "a web page",
+    b"<html": "a web page",
+}  # fmt: skip
+"""How files begin that are taken for models, mostly because a download went wrong."""
 Facts = dict[str, Any]
 
 
@@ -34,6 +41,12 @@ def describe(arrays: Tensors, metadata: Mapping[str, str]) -> Facts:
             return found
     tops = Counter(name.partition(".")[0] for name in arrays).most_common(5)
     return {"kind": "unknown", "names": [f"{top}.… ({count})" for top, count in tops]}
+
+
+def other(head: bytes) -> str | None:
+    """What a file that begins so is, where that is known and no model."""
+    begin = head.lstrip().lower()
+    return next((what for start, what in _MAGIC.items() if head.startswith(start) or begin.startswith(start)), None)
 
 
 def sizes(arrays: Tensors) -> Facts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -30,11 +31,12 @@ from gesso.formats import (
 )
 from gesso.formats.lora_forms import Lora
 from gesso.formats.single_file import NAMES, Unpacked
-from gesso.storage import amount
+from gesso.storage import amount, guard
 
 MODELS = ("folder", "single", "mindspore")
 _EMPTY = stored.of(np.zeros(0, np.float32))
 _SUFFIXES = {".safetensors": "single", ".ckpt": "mindspore", "": "folder"}
+_OTHERS = (".bin", ".pt", ".pth", ".pkl")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +71,7 @@ def convert(request: Request) -> list[str]:
     if request.target.exists():
         raise RecipeError("this is there already", where=str(request.target), todo="choose another name with --to")
     _check(request)
+    _room_for(request.target)
     with TemporaryDirectory(prefix="gesso-") as folder:
         return _converted(_without_pickles(request, Path(folder)) if request.unsafe_pickle else request)
 
@@ -79,7 +82,7 @@ def _without_pickles(request: Request, folder: Path) -> Request:
     def read(path: Path) -> Path:
         with suppress(OSError), path.open("rb") as opened:
             head = opened.read(64)
-            if pickles.looks_like(head) and not head.startswith(b"PK"):
+            if (pickles.looks_like(head) and not head.startswith(b"PK")) or pickles.is_old(path):
                 return unsafe_pickle.read(path, folder)
         return path
 
@@ -94,7 +97,7 @@ def _without_pickles(request: Request, folder: Path) -> Request:
 def _converted(request: Request) -> list[str]:
     if convert_words.is_one(request.source):
         return convert_words.convert(request.source, request.target, request.form)
-    found = _model(request.source)
+    found = model_in(request.source)
     if found is None:
         return _from_lora(request)
     if request.minus is not None:
@@ -105,12 +108,27 @@ def _converted(request: Request) -> list[str]:
 
 
 def _check(request: Request) -> None:
+    odd = next((strength for _, strength in request.add if not math.isfinite(strength)), None)
+    if odd is not None:
+        raise RecipeError(f"the strength is {odd}, must be a finite number")
     if request.rank is not None and request.rank < 1:
         raise RecipeError(f"the rank is {request.rank}, must be at least 1")
     if request.minus is not None and request.add:
         raise RecipeError("a difference is taken or LoRAs are added, not both at once", todo="do one after the other")
     if request.minus is not None and request.rank is None:
         raise RecipeError("the difference of two models becomes a LoRA of some rank", todo="say which with --rank")
+
+
+def _room_for(target: Path) -> None:
+    """Refuse a name that says of the target what it will not be; make the folder that it is to lie in."""
+    if target.suffix.lower() in _OTHERS:
+        raise RecipeError(
+            f"{target.suffix} files are PyTorch's, which are programs; gesso writes none",
+            where=str(target),
+            todo="end the name with .safetensors, with .ckpt for MindSpore, or with nothing for a folder",
+        )
+    with guard(target, what=target.name):
+        target.parent.mkdir(parents=True, exist_ok=True)
 
 
 def _with_loras(found: Unpacked, request: Request) -> Unpacked:
@@ -128,7 +146,7 @@ def _with_loras(found: Unpacked, request: Request) -> Unpacked:
 def _difference(found: Unpacked, request: Request) -> list[str]:
     assert request.minus is not None
     assert request.rank is not None
-    base = _model(request.minus)
+    base = model_in(request.minus)
     if base is None or base.family != found.family:
         raise RecipeError("these are not two models of one family", where=str(request.minus))
     made, kept, left_out = lora_math.extracted(found.parts, base.parts, request.rank)
@@ -158,11 +176,17 @@ def _written(found: Lora, default: str, request: Request) -> list[str]:
     form = request.form or default
     if form not in convert_lora.FORMS:
         raise RecipeError(f"this is a LoRA, which has no form {form}", todo=f"use {' or '.join(convert_lora.FORMS)}")
+    _only_mindspore(request, form)
     return convert_lora.write(found, request.target, form, request.like, request.family)
 
 
-def _model(source: Path) -> Unpacked | None:
-    """The parts of a whole model; None where the source is a LoRA."""
+def _only_mindspore(request: Request, form: str) -> None:
+    if request.checksum and form != "mindspore":
+        raise RecipeError(f"--checksum is for MindSpore's checkpoints, not for the form {form}", todo="leave it out")
+
+
+def model_in(source: Path) -> Unpacked | None:
+    """The parts of the whole model in a file or folder, no tensor read; None where the source is a LoRA."""
     if source.is_dir():
         if (source / pipeline.INDEX).is_file():
             family, own = parts.read(source)
@@ -170,6 +194,8 @@ def _model(source: Path) -> Unpacked | None:
         if (source / lora.FILE).is_file():
             return None
         raise RecipeError("this folder is no pipeline and has no LoRA", where=str(source))
+    if source.exists() and not source.is_file():
+        raise StorageError("this is neither a file nor a folder", where=str(source))
     try:
         with source.open("rb") as opened:
             head = opened.read(64)
@@ -185,9 +211,11 @@ def _from_model(found: Unpacked, request: Request) -> list[str]:
     form = request.form or _SUFFIXES.get(request.target.suffix.lower(), "folder")
     if form not in MODELS:
         raise RecipeError(f"the source is a whole model, which has no form {form}", todo=f"use {', '.join(MODELS)}")
+    if request.family:
+        raise RecipeError("--family is for LoRAs; of a whole model it is known", todo="leave it out")
+    _only_mindspore(request, form)
     for part, own in found.parts.items():
         contents.require_finite(own, part, request.source)
-    request.target.parent.mkdir(parents=True, exist_ok=True)
     if form == "folder":
         like = request.like or (request.source if request.source.is_dir() else None)
         if like is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from gesso.errors import RecipeError
+from gesso.errors import RecipeError, StorageError
 from gesso.formats import contents, kohya, layout, lora, lora_forms, parts, pickles, stored, tensors, torch_file
 from gesso.formats.lora_forms import Lora
 from gesso.formats.metadata import Config
@@ -34,7 +34,8 @@ def write(found: Lora, target: Path, form: str, like: Path | None, family: str |
     family: of the base, for kohya's form, where neither `like` nor the shapes tell. Raises RecipeError where it is not
     known and for what that form has no name for.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.suffix != ".safetensors" and (target.suffix or form == "kohya"):
+        raise RecipeError("a LoRA is a .safetensors file", where=str(target), todo="give the target that ending")
     if form == "diffusers":
         if not target.suffix:
             target.mkdir()
@@ -62,7 +63,12 @@ def write(found: Lora, target: Path, form: str, like: Path | None, family: str |
 
 def opened(file: Path, head: bytes) -> stored.Tensors:
     """The tensors of a safetensors file, or of one of PyTorch's, whose pickle is not run; `head` is its beginning."""
-    return torch_file.read(file) if pickles.looks_like(head) else stored.open_safetensors(file)
+    if pickles.looks_like(head) or pickles.is_old(file):
+        return torch_file.read(file)
+    what = contents.other(head)
+    if what:
+        raise StorageError(f"this is {what}", where=str(file), todo="fetch the model again")
+    return stored.open_safetensors(file)
 
 
 def _metadata(file: Path) -> Mapping[str, str]:

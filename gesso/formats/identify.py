@@ -7,17 +7,12 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from gesso.errors import GessoError, StorageError
+from gesso.errors import GessoError, StorageError, printable
 from gesso.formats import contents, mindspore, pickles, pipeline, tensors, torch_file
 from gesso.formats.contents import Facts
 from gesso.formats.stored import Tensors, open_safetensors
 
-_MAGIC = {
-    b"GGUF": "a GGUF file", b"\x89PNG": "a PNG picture", b"\xff\xd8\xff": "a JPEG picture", b"RIFF": "a RIFF file",
-    b"\x89HDF": "an HDF5 file", b"7z\xbc\xaf": "a 7z archive", b"\x1f\x8b": "a gzip file", b"Rar!": "a RAR archive",
-    b"version https://git-lfs": "a Git LFS pointer: the file itself was not fetched", b"<!DOCTYPE": "a web page",
-    b"<!doctype": "a web page", b"<html": "a web page",
-}  # fmt: skip
+_WEIGHTS = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")
 _HEAD = 64
 _SHOWN = 20
 """Names of metadata and tensors that are listed at most."""
@@ -31,6 +26,8 @@ def identify(path: Path, *, values: bool = True) -> Facts:
     """
     if path.is_dir():
         return _folder(path)
+    if path.exists() and not path.is_file():
+        raise StorageError("this is neither a file nor a folder", where=str(path))
     try:
         with path.open("rb") as opened:
             head = opened.read(_HEAD)
@@ -48,16 +45,15 @@ def _file(path: Path, head: bytes, size: int, *, values: bool) -> Facts:
     if head[8:9] == b"{":
         header = tensors.header(path)
         return {"container": "safetensors", **_tensors(open_safetensors(path), header.metadata, values=values)}
-    if pickles.looks_like(head):
+    if pickles.looks_like(head) or pickles.is_old(path):
         return _pickle(path, values=values)
     if mindspore.looks_like(head):
         return _checkpoint(path, values=values)
-    for start, what in _MAGIC.items():
-        if head.startswith(start):
-            return {"kind": "other", "what": what}
     if not size:
         return {"kind": "damaged", "problems": ["it is empty"]}
-    return {"kind": "other", "what": "nothing that gesso knows"}
+    what = contents.other(head) or "nothing that gesso knows"
+    stands_for = path.suffix.lower() in _WEIGHTS
+    return {"kind": "other", "what": what, "problems": [f"a {path.suffix} file should hold tensors"] * stands_for}
 
 
 def _tensors(arrays: Tensors, metadata: Any, *, values: bool) -> Facts:
@@ -107,7 +103,7 @@ def _folder(folder: Path) -> Facts:
             found |= {"kind": "part", "class": name, "tensors": len(pipeline.shapes(folder))}
     except GessoError as error:
         found["problems"] = [error.what]
-    weights = sorted(name for name in files if name.endswith((".safetensors", ".ckpt", ".bin", ".pt", ".pth")))
+    weights = sorted(name for name in files if name.endswith(_WEIGHTS))
     return {**found, **({"files": weights[:_SHOWN]} if weights else {})}
 
 
@@ -138,4 +134,4 @@ def text(found: Facts) -> str:
             plain = value if isinstance(value, str | int | float) else json.dumps(value, ensure_ascii=False)
             lines.append(f"  {key.replace('_', ' '):14}{plain}")
     lines += [f"  problem       {problem}" for problem in found["problems"]]
-    return "\n".join(lines)
+    return printable("\n".join(lines))

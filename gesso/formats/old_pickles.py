@@ -32,6 +32,7 @@ _ARRAYS = ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._recons
 _BUFFERS = ("numpy.core.numeric._frombuffer", "numpy._core.numeric._frombuffer")
 _SCALARS = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
 _INERT = ("pytorch_lightning.",)
+_PLAIN = ("torch.Size", "torch.device", "__builtin__.set", "builtins.set")
 _DEEPEST = 2
 
 
@@ -90,7 +91,7 @@ class _Tensors:
             return str(arguments[0]).encode("latin1")
         if name == "torch.storage._load_from_bytes" and self._depth < _DEEPEST and isinstance(arguments[0], bytes):
             return _storage_in(arguments[0], self._depth + 1)
-        if name in _SCALARS or name in ("torch.Size", "torch.device") or name.startswith(_INERT):
+        if name in _SCALARS or name in _PLAIN or name.startswith(_INERT):
             return Opaque(name)
         raise Malformed(f"it would call {name or 'what has no name'}, which makes no tensor")
 

@@ -14,21 +14,27 @@ import struct
 import warnings
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
+from typing import IO, Any, cast
 
 from gesso.errors import StorageError
 
 LARGEST = 32 << 20
-"""Bytes of a pickle that are looked at; that of a whole Stable Diffusion has under one million."""
+"""Bytes of the pickle in an archive at most; that of a whole Stable Diffusion has under one million."""
+MOST_STEPS = 1 << 20
+"""Instructions of a pickle that are followed; that of a whole Stable Diffusion has under 100 thousand."""
 _MOST_NAMES = 1000
 _HARMLESS = re.compile(
     r"torch\._utils\._rebuild_\w+|torch\.(Float|Half|BFloat16|Double|Long|Int|Short|Char|Byte|Bool)Storage|torch\.Size"
     r"|torch\.storage\.(Untyped|Typed)Storage|torch\.(bfloat16|float16|float32|float64|int64|int32|uint8|bool)"
-    r"|collections\.OrderedDict|numpy\.(core|_core)\.multiarray\.scalar|numpy\.dtype|_codecs\.encode"
+    r"|collections\.OrderedDict|numpy\.(core|_core)\.(multiarray\.(scalar|_reconstruct)|numeric\._frombuffer)"
+    r"|numpy\.(dtype|ndarray)|_codecs\.encode|torch\.nn\.modules\.container\.ParameterDict|(__builtin__|builtins)\.set"
 )
-"""What PyTorch needs to put tensors together."""
+"""What PyTorch and numpy need to put tensors and arrays together."""
 HIDDEN = "a name that the file hides"
 _IN_A_FILE = 5
 """PyTorch's older files are so many pickles, one after another, before the tensors' bytes."""
@@ -46,16 +52,29 @@ def looks_like(head: bytes) -> bool:
     return head[:4] == b"PK\x03\x04" or (head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"))
 
 
+def is_old(path: Path) -> bool:
+    """Whether a file is a pickle of protocol 0 or 1, which no mark at its beginning tells: its instructions do."""
+    with path.open("rb") as opened:
+        if opened.read(1) not in (b"(", b"c", b"}", b"]"):
+            return False
+        try:
+            with mmap(opened.fileno(), 0, access=ACCESS_READ) as whole, quiet():
+                return sum(1 for _ in steps(whole)) > 1
+        except ValueError:
+            return False
+
+
 def named(path: Path) -> list[str]:
-    """What the pickle in a file would import, "module.name" each, in order.
+    """What the pickles in a file would import, "module.name" each, in order.
 
     Raises StorageError for an archive without a pickle, and for one that is damaged or too long.
     """
     with path.open("rb") as opened:
-        raw = opened.read(4)
-        if raw != b"PK\x03\x04":
-            return listed(raw + opened.read(LARGEST), path)
-    return listed(_from_zip(path), path)
+        if opened.read(4) != b"PK\x03\x04":
+            # Mapped, because a read of the length that a pickle claims would first make that much memory.
+            with mmap(opened.fileno(), 0, access=ACCESS_READ) as whole:
+                return listed(whole, path)
+    return list(dict.fromkeys(name for raw in _from_zip(path) for name in listed(io.BytesIO(raw), path)))
 
 
 def unusual(names: list[str]) -> list[str]:
@@ -63,15 +82,24 @@ def unusual(names: list[str]) -> list[str]:
     return sorted({name for name in names if not _HARMLESS.fullmatch(name)})
 
 
-def listed(raw: bytes, path: Path) -> list[str]:
-    """What the pickles at the beginning of `raw` would import."""
+def steps(whole: IO[bytes] | mmap) -> Iterator[tuple[pickletools.OpcodeInfo, Any, int | None]]:
+    """The instructions of one pickle; ValueError where it is damaged, or has more than MOST_STEPS."""
+    for number, step in enumerate(pickletools.genops(cast("IO[bytes]", whole))):
+        if number >= MOST_STEPS:
+            raise ValueError(f"it has over {MOST_STEPS} instructions")
+        yield step
+
+
+def listed(whole: io.BytesIO | mmap, path: Path) -> list[str]:
+    """What the pickles at the beginning of `whole` would import."""
     found: dict[str, None] = {}
-    whole = io.BytesIO(raw)
     try:
         with quiet():
             for number in range(_IN_A_FILE):
-                if number and raw[whole.tell() : whole.tell() + 1] != b"\x80":
+                at = whole.tell()
+                if number and whole.read(1) != b"\x80":
                     break
+                whole.seek(at)
                 for name in _imports(whole):
                     found[name] = None
                     if len(found) >= _MOST_NAMES:
@@ -89,7 +117,7 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def _imports(whole: io.BytesIO) -> Iterator[str]:
+def _imports(whole: io.BytesIO | mmap) -> Iterator[str]:
     """The names of one pickle's imports.
 
     A name that is put together from two texts on the stack is only believed where both were put there just before;
@@ -97,7 +125,7 @@ def _imports(whole: io.BytesIO) -> Iterator[str]:
     """
     memo: dict[int, str] = {}
     texts: list[str] = []
-    for code, argument, _ in pickletools.genops(whole):
+    for code, argument, _ in steps(whole):
         if code.name == "MEMOIZE":
             memo[len(memo)] = texts[-1] if texts else ""
         elif code.name in PUTS:
@@ -116,15 +144,22 @@ def _imports(whole: io.BytesIO) -> Iterator[str]:
             texts = []
 
 
-def _from_zip(path: Path) -> bytes:
+def _from_zip(path: Path) -> list[bytes]:
+    """All pickles in the archive: which of them another reader would load is not known here."""
     try:
         with zipfile.ZipFile(path) as archive:
-            inside = next((one for one in archive.infolist() if one.filename.rpartition("/")[2] == "data.pkl"), None)
-            if inside is None:
+            inside = [one for one in archive.infolist() if one.filename.endswith(".pkl")]
+            if not any(one.filename.rpartition("/")[2] == "data.pkl" for one in inside):
                 raise StorageError(
                     "this is a zip archive, but not one of PyTorch's: it has no data.pkl", where=str(path)
                 )
-            with archive.open(inside) as opened:
-                return opened.read(LARGEST)
+            large = sum(one.file_size for one in inside)
+            if large > LARGEST:
+                raise StorageError(f"its pickle has {large} bytes, a whole model's under a million", where=str(path))
+            names = [one.filename for one in archive.infolist()]
+            twice = next((name for name, count in Counter(names).items() if count > 1), None)
+            if twice is not None:
+                raise StorageError(f'the name "{twice}" is in this archive twice', where=str(path))
+            return [archive.read(one) for one in inside]
     except BROKEN_ZIP as error:
         raise StorageError(f"this zip archive is cut off or damaged: {error}", where=str(path)) from error

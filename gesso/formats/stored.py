@@ -78,11 +78,12 @@ def open_safetensors(path: Path) -> dict[str, Stored]:
     """Every tensor of a safetensors file by name, none of them read.
 
     Raises StorageError for a damaged file, and for one whose header gives a tensor other bytes than its shape takes,
-    or two tensors the same bytes.
+    two tensors the same bytes, or some bytes no tensor.
     """
     found = {}
-    end = 0
-    for name, entry in sorted(tensors.header(path).tensors.items(), key=lambda pair: (pair[1].start, pair[1].stop)):
+    header = tensors.header(path)
+    end = header.start
+    for name, entry in sorted(header.tensors.items(), key=lambda pair: (pair[1].start, pair[1].stop)):
         if entry.code not in TYPES:
             raise StorageError(f'tensor "{name}" is of the type {entry.code}, which is not known', where=str(path))
         if any(side < 0 for side in entry.shape):
@@ -95,19 +96,39 @@ def open_safetensors(path: Path) -> dict[str, Stored]:
                 where=str(path),
                 todo="fetch or export it again",
             )
-        if entry.start < end and tensor.nbytes:
+        if entry.start < end:
             raise StorageError(f'tensor "{name}" lies on another one\'s bytes', where=str(path))
-        end = max(end, entry.stop)
+        _no_gap(path, entry.start - end)
+        end = entry.stop
         found[name] = tensor
+    _no_gap(path, header.stop - end)
     return found
+
+
+def _no_gap(path: Path, length: int) -> None:
+    """The library's readers refuse such a file too: what no tensor owns could be anything."""
+    if length:
+        raise StorageError(
+            f"this is not a whole safetensors file: {length} bytes in it belong to no tensor",
+            where=str(path),
+            todo="fetch or export it again",
+        )
 
 
 def save_safetensors(path: Path, arrays: Tensors, metadata: Mapping[str, str] | None = None) -> None:
     """Write tensors one after another, so that memory holds one of them; otherwise as `tensors.save`."""
+    start = head(arrays, metadata)
+    with guard(path.parent, what=path.name, needed=len(start) + nbytes(arrays)), replacing(path) as sink:
+        sink.write(start)
+        for name in order(arrays):
+            sink.write(data(arrays[name], name))
+
+
+def head(arrays: Tensors, metadata: Mapping[str, str] | None = None) -> bytes:
+    """What a safetensors file has in front of the tensors' bytes."""
     listing: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     at = 0
-    names = order(arrays)
-    for name in names:
+    for name in order(arrays):
         tensor = arrays[name]
         listing[name] = {
             "dtype": tensor.code,
@@ -115,12 +136,9 @@ def save_safetensors(path: Path, arrays: Tensors, metadata: Mapping[str, str] | 
             "data_offsets": [at, at + tensor.nbytes],
         }
         at += tensor.nbytes
-    head = json.dumps(listing, separators=(",", ":"), ensure_ascii=False).encode()
-    head += b" " * (-len(head) % 8)
-    with guard(path.parent, what=path.name, needed=8 + len(head) + at), replacing(path) as sink:
-        sink.write(struct.pack("<Q", len(head)) + head)
-        for name in names:
-            sink.write(data(arrays[name], name))
+    text = json.dumps(listing, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
 
 
 def order(arrays: Tensors) -> list[str]:

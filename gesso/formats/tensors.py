@@ -32,6 +32,7 @@ _CODES = {
 }  # fmt: skip
 _LARGEST_HEADER = 100_000_000
 """Bytes; the limit of the safetensors library."""
+_MOST_DIMS = 32
 
 
 Writer = Callable[[Path], object]
@@ -65,6 +66,10 @@ class Header:
 
     tensors: Mapping[str, Entry]
     metadata: Mapping[str, str]
+    start: int
+    """Where the tensors' bytes begin."""
+    stop: int
+    """Where the file ends."""
 
 
 def save(path: Path, arrays: Mapping[str, Array], metadata: Mapping[str, str] | None = None) -> None:
@@ -121,14 +126,18 @@ def header(path: Path) -> Header:
                 raise _damaged(path, f"its header would be {length} bytes of a file of {size}")
             text = data.read(length)
         listing = json.loads(text.decode("utf-8"), object_pairs_hook=_once)
+        if not isinstance(listing, dict):
+            raise ValueError("its header is no JSON object")
         metadata = listing.pop("__metadata__", {})
+        if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+            raise ValueError("its metadata are not texts by name")
         base = 8 + length
         tensors = {
             name: Entry(
                 code=str(entry["dtype"]),
-                shape=tuple(int(side) for side in entry["shape"]),
-                start=base + int(entry["data_offsets"][0]),
-                stop=base + int(entry["data_offsets"][1]),
+                shape=_whole(entry["shape"]),
+                start=base + _whole(entry["data_offsets"])[0],
+                stop=base + _whole(entry["data_offsets"])[1],
             )
             for name, entry in listing.items()
         }
@@ -139,7 +148,7 @@ def header(path: Path) -> Header:
     for name, entry in tensors.items():
         if not base <= entry.start <= entry.stop <= size:
             raise _damaged(path, f'tensor "{name}" lies outside the file, which may be cut off')
-    return Header(tensors=tensors, metadata={str(key): str(value) for key, value in metadata.items()})
+    return Header(tensors=tensors, metadata=metadata, start=base, stop=size)
 
 
 def load(path: Path, *, finite: bool = False, widen: bool = False) -> dict[str, Array]:
@@ -179,6 +188,15 @@ def _bfloat16(path: Path, name: str, entry: Entry, *, widen: bool) -> Array:
     raw = np.fromfile(path, dtype="<u2", count=(entry.stop - entry.start) // 2, offset=entry.start)
     # A bfloat16 is the upper half of a float32.
     return (raw.astype(np.uint32) << 16).view(np.float32).reshape(entry.shape)
+
+
+def _whole(numbers: Any) -> tuple[int, ...]:
+    """A list of whole numbers, as shapes and offsets are: not 2.7, "2" or true."""
+    if not isinstance(numbers, list) or len(numbers) > _MOST_DIMS:
+        raise ValueError(f"a shape is no list of at most {_MOST_DIMS} numbers")
+    if not all(type(number) is int for number in numbers):
+        raise ValueError("a shape or an offset is not of whole numbers")
+    return tuple(numbers)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

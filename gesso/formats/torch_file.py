@@ -9,8 +9,8 @@ of the archive, not compressed, so its bytes are read from the file where they l
 
 from __future__ import annotations
 
+import io
 import math
-import pickletools
 import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -31,6 +31,8 @@ _CODES = {
 }  # fmt: skip
 _INERT = "pytorch_lightning."
 """Its training state stands in the first Stable Diffusion files; here it is a mark like any other."""
+PARAMETERS = "torch.nn.modules.container.ParameterDict"
+"""In it the first textual inversions keep their vectors; here it is a dictionary."""
 _MARK = object()
 _MOST_DIMS = 32
 
@@ -59,6 +61,10 @@ class Storage:
 
     code: str
     key: str
+
+
+class _Parameters(dict[Any, Any]):
+    """A ParameterDict: made first, told its tensors later."""
 
 
 class Maker(Protocol):
@@ -100,8 +106,6 @@ def read(path: Path) -> dict[str, Stored]:
         with zipfile.ZipFile(path) as archive:
             members = {one.filename.partition("/")[2]: one for one in archive.infolist()}
             inside = members["data.pkl"]
-            if inside.file_size > pickles.LARGEST:
-                raise Malformed(f"its pickle has {inside.file_size} bytes")
             if "byteorder" in members and archive.open(members["byteorder"]).read(10) != b"little":
                 raise Malformed("its numbers are big-endian")
             with pickles.quiet():
@@ -216,7 +220,7 @@ def build(raw: bytes | IO[bytes], tensors: Maker) -> Any:
         return items
 
     try:
-        for code, argument, _ in pickletools.genops(raw):
+        for code, argument, _ in pickles.steps(io.BytesIO(raw) if isinstance(raw, bytes) else raw):
             name = code.name
             if name in ("PROTO", "FRAME"):
                 continue
@@ -283,6 +287,9 @@ def _named(stack: list[Any], tensors: Maker) -> None:
 
 def _storage(stack: list[Any], tensors: Maker) -> None:
     found = stack.pop()
+    if len(found) == 4 and found[0] == "module" and isinstance(found[1], Name):
+        stack.append(found[1])  # before 1.6, with the text of its source file, which is left alone
+        return
     # The sixth, of files before PyTorch 1.6: a storage that is part of another one.
     usual = len(found) == 5 or (len(found) == 6 and found[5] is None)
     kind = found[1].text.rpartition(".")[2] if usual and isinstance(found[1], Name) else ""
@@ -299,6 +306,8 @@ def _call(stack: list[Any], tensors: Maker) -> None:
         stack.append(tensors.make(*arguments[:4]))
     elif name == "torch._utils._rebuild_parameter":
         stack.append(arguments[0])
+    elif name == PARAMETERS:
+        stack.append(_Parameters())
     elif name == "collections.OrderedDict":
         stack.append(_plain_keys(arguments[0]) if arguments else {})
     else:
@@ -317,11 +326,18 @@ def _one_item(stack: list[Any], tensors: Maker) -> None:
 
 def _state(stack: list[Any], tensors: Maker) -> None:
     state = stack.pop()
-    tensors.fill(stack[-1], state)
+    if isinstance(stack[-1], _Parameters):
+        own = state.get("_parameters") if isinstance(state, dict) else None
+        stack[-1].update(own if isinstance(own, dict) else {})
+    else:
+        tensors.fill(stack[-1], state)
 
 
 _VALUES: dict[str, Callable[[Any], Any]] = {
-    **dict.fromkeys((*pickles.TEXTS, "BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT", "INT"), lambda a: a),
+    **dict.fromkeys(
+        (*pickles.TEXTS, "BININT", "BININT1", "BININT2", "LONG1", "LONG4", "LONG", "BINFLOAT", "INT", "FLOAT"),
+        lambda a: a,
+    ),
     **dict.fromkeys(("SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "BYTEARRAY8"), bytes),
     "GLOBAL": lambda a: Name(str(a).replace(" ", ".", 1)),
     "MARK": lambda a: _MARK,
@@ -336,6 +352,8 @@ _FROM_MARK: dict[str, Callable[[list[Any], list[Any]], None]] = {
     "SETITEMS": _pairs,
     "APPENDS": _items,
     "TUPLE": lambda stack, items: stack.append(tuple(items)),
+    "LIST": lambda stack, items: stack.append(items),
+    "DICT": lambda stack, items: stack.append(_plain_keys(zip(items[::2], items[1::2], strict=True))),
 }
 _CALLS: dict[str, Callable[[list[Any], Maker], None]] = {
     "TUPLE1": _top(1),

@@ -63,6 +63,8 @@ def limit(size: int) -> None:
         (resource.RLIMIT_NOFILE, 64),
         (resource.RLIMIT_CORE, 0),
     ):
-        resource.setrlimit(what, (most, most))
+        hard = resource.getrlimit(what)[1]  # which may be less already, and cannot be raised
+        least = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(what, (least, least))
     with suppress(OSError, AttributeError):  # not every system has it, and containers may forbid it
         ctypes.CDLL(None).unshare(_NEW_USER | _NEW_NETWORK)
