@@ -15,14 +15,27 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from gesso import export_check, hub, models, recipe
-from gesso.errors import RecipeError
+from gesso import export_check, export_run, hub, models
+from gesso.errors import DataError, RecipeError
+from gesso.export_run import Run
 from gesso.families import find
-from gesso.formats import adapter, card, contents, embeddings, export_card, exporting, merge, parts, png, stored, usage
+from gesso.formats import (
+    adapter,
+    card,
+    contents,
+    embeddings,
+    export_card,
+    exporting,
+    kohya_facts,
+    merge,
+    parts,
+    png,
+    stored,
+    usage,
+)
 from gesso.formats.exporting import FORMS, WHOLE, Trained
 from gesso.formats.modelspec import About
 from gesso.models import ModelSource
-from gesso.schema import Recipe
 from gesso.storage import amount, fsync_tree, guard, hidden
 
 SUFFIXES = {"single": ".safetensors", "mindspore": ".ckpt", "lora": ".safetensors", "kohya": ".safetensors"}
@@ -41,7 +54,11 @@ class Request:
     dtype: str = ""
     """fp32, fp16 or bf16 for the weights of a whole model; "" for the base's own."""
     title: str = ""
+    author: str = ""
+    description: str = ""
     date: str = ""
+    tags: bool = False
+    """Whether kohya's form says how often each part of a caption occurs."""
     checksum: bool = False
     reader: str = "lycoris"
     """Of a DoRA in kohya's form: one of exporting.READERS."""
@@ -56,8 +73,7 @@ class Ready:
     request: Request
     trained: Trained
     adapter: Path | None
-    recipe: Recipe | None
-    run: Path | None
+    run: Run | None
     base: str
     """The base model's name for other people: a Hub id, or ""."""
     licence: Mapping[str, str]
@@ -103,13 +119,15 @@ def export(request: Request) -> Done:
             code = merge.TYPES.get(request.dtype, "")
             apart, notes = export_check.verified(ready.trained, request.form, files, ready.adapter, code)
             with guard(request.out, what="the export"):
-                _carded(ready, stage, files, apart)
+                notes = [*notes, *_carded(ready, stage, files, apart)]
                 fsync_tree(stage)
                 placed = _placed(ready, stage)
         finally:
             with suppress(OSError):
                 shutil.rmtree(stage)
         page = _pushed(ready, placed) if request.push else ""
+    if ready.run and ready.run.averaged:
+        notes = [*notes, "these are the checkpoint's own weights: the run's result averages them, export that for it"]
     return Done(files=placed, apart=apart, notes=notes, page=page)
 
 
@@ -118,27 +136,27 @@ def prepared(request: Request) -> Iterator[Ready]:
     """All that can be found out without loading the model; RecipeError for what is wrong."""
     _check(request)
     source, path = _source(request)
-    run = Path(request.source).expanduser()
-    run = run.parent if run.name.startswith("checkpoint-") else run
-    own = recipe.load(run / "recipe.toml", []).recipe if (run / "recipe.toml").is_file() else None
+    run = export_run.read(request.source)
+    if request.tags and not (run and run.rows):
+        raise RecipeError("--tags counts the captions of a run, and this is none", where=request.source)
     with ExitStack() as opened:
         source = opened.enter_context(models.composed(source))
-        trained = _trained(request, source, path, own)
+        licence = card.licence_of(source.folder / "README.md")
+        trained = _trained(request, source, path, run, licence)
         form, family = request.form, trained.about.family
         if request.reader != "lycoris" and trained.kind != "dora":
             raise RecipeError(f"--reader {request.reader} is for a DoRA; all readers compute a {trained.kind} alike")
         reason = exporting.why_not(trained.kind, family, form, words=bool(trained.words))
         if reason:
             raise RecipeError(f"{request.source} cannot be written as {form}: {reason}")
-        name = request.base or (own.model.base if own else request.source)
+        name = _base(request, run)
         yield Ready(
             request=request,
             trained=trained,
             adapter=path,
-            recipe=own,
-            run=run if own else None,
+            run=run,
             base=name if usage.is_hub_id(name) else "",
-            licence=card.licence_of(source.folder / "README.md"),
+            licence=licence,
         )
 
 
@@ -170,16 +188,29 @@ def _check(request: Request) -> None:
         raise RecipeError(f"--dtype {request.dtype} is for whole models, and one of {', '.join(merge.TYPES)}")
     if request.reader not in exporting.READERS or (request.reader != "lycoris" and form != "kohya"):
         raise RecipeError(f"--reader {request.reader} is for kohya, and one of {', '.join(exporting.READERS)}")
+    for flag, given, fits, where in (
+        ("--checksum", request.checksum, form == "mindspore", "a MindSpore checkpoint"),
+        ("--tags", request.tags, form == "kohya", "kohya's form"),
+        ("--public", request.public, bool(request.push), "an upload with --push"),
+    ):
+        if given and not fits:
+            raise RecipeError(f"{flag} is for {where}", todo="leave it out")
     if request.date and not re.fullmatch(r"\d{4}-\d\d-\d\d(T[\d:.+Z-]+)?", request.date):
         raise RecipeError(f'the date "{request.date}" is not like 2026-01-31', where="--date")
 
 
 def _source(request: Request) -> tuple[ModelSource, Path | None]:
     """The model, and the file or folder of the adapter on top of it."""
+    path = Path(request.source).expanduser()
     if not request.base:
+        if path.is_file() and path.name != LORA_FILE:
+            raise RecipeError(
+                "this is one file, and a base is needed beside it, or a folder in its place",
+                where=str(path),
+                todo="name an adapter's base with --base; `gesso convert` turns a whole model's file into a folder",
+            )
         source = models.resolve(request.source)
         return source, source.lora
-    path = Path(request.source).expanduser()
     place = adapter.place(path) if path.is_dir() else path if path.is_file() else None
     words = tuple(embeddings.files(path)) if path.is_dir() else ()
     if place is None and not words:
@@ -188,25 +219,13 @@ def _source(request: Request) -> tuple[ModelSource, Path | None]:
     return replace(source, lora=place, words=words), place
 
 
-def _trained(request: Request, source: ModelSource, path: Path | None, own: Recipe | None) -> Trained:
-    family = parts.family_of(source.folder)
+def _trained(
+    request: Request, source: ModelSource, path: Path | None, run: Run | None, licence: Mapping[str, str]
+) -> Trained:
     arrays, config = adapter.read(path) if path else ({}, None)
     words = embeddings.read(source.words)
     kind = config.kind if config else "ti" if words else "none"
-    noise = {**source.config("scheduler"), **source.scheduler}
-    known = find(source.pipeline)
-    # The last part alone: the rest is nobody's business.
-    title = request.title or Path(request.source).expanduser().resolve().name
-    triggers = [*(table.prompt for table in own.data if table.prompt)] if own else []
-    about = About(
-        family=family,
-        title=title.removesuffix(".safetensors"),
-        prediction=str(noise.get("prediction_type") or "epsilon"),
-        side=known.side(source.config(known.denoiser), source.config(known.autoencoder)),
-        trigger=next(iter(triggers), ""),
-        base=own.model.base if own and usage.is_hub_id(own.model.base) else "",
-        date=request.date,
-    )
+    about = _about(request, source, run, licence)
     return Trained(
         kind=kind,
         folder=source.folder,
@@ -217,6 +236,36 @@ def _trained(request: Request, source: ModelSource, path: Path | None, own: Reci
         scheduler=source.scheduler,
         reader=request.reader,
     )
+
+
+def _about(request: Request, source: ModelSource, run: Run | None, licence: Mapping[str, str]) -> About:
+    noise = {**source.config("scheduler"), **source.scheduler}
+    known = find(source.pipeline)
+    own = run.recipe if run else None
+    side = (own.train.resolution if own else None) or known.side(
+        source.config(known.denoiser), source.config(known.autoencoder)
+    )
+    # Of places the last part alone: the rest is nobody's business.
+    title = request.title or Path(request.source).expanduser().resolve().name
+    base = _base(request, run)
+    return About(
+        family=parts.family_of(source.folder),
+        title=title.removesuffix(".safetensors"),
+        prediction=str(noise.get("prediction_type") or "epsilon"),
+        side=side,
+        trigger=kohya_facts.phrases(own)[1] if own else "",
+        base=base if usage.is_hub_id(base) else Path(base).expanduser().name,
+        author=request.author,
+        description=request.description,
+        licence=licence.get("license_name") or licence.get("license", ""),
+        date=request.date,
+        training=kohya_facts.facts(own, run.rows, side=side, tags=request.tags) if run and own else {},
+    )
+
+
+def _base(request: Request, run: Run | None) -> str:
+    """The base model as the user named it; of a model that was not trained here, the model itself."""
+    return request.base or (run.recipe.model.base if run else request.source)
 
 
 def _plain(config: Any, arrays: Mapping[str, Any]) -> Any:
@@ -236,20 +285,28 @@ def _made(ready: Ready, stage: Path) -> list[Path]:
     return files
 
 
-def _carded(ready: Ready, stage: Path, files: Sequence[Path], apart: float) -> None:
-    """The model card beside the files, and the run's newest pictures without what they say of this machine."""
-    shown = []
-    for number, sample in enumerate(card.newest_samples(ready.run) if ready.run else ()):
+def _carded(ready: Ready, stage: Path, files: Sequence[Path], apart: float) -> list[str]:
+    """The model card beside the files, and the run's newest pictures without what they say of this machine.
+
+    Gives a sentence for each picture that is damaged, and so not there.
+    """
+    shown, missed = [], []
+    run = ready.run
+    samples = [run.folder / name for name in card.newest_samples(run.folder, run.step or None)] if run else []
+    for number, sample in enumerate(samples):
         name = f"{ready.request.out.stem}-{number}.png" if ready.single else f"images/{number}.png"
-        assert ready.run is not None
-        png.copy(ready.run / sample, stage / name, model=ready.trained.about.title)
+        try:
+            png.copy(sample, stage / name, model=ready.trained.about.title)
+        except DataError as error:
+            missed.append(f"left out of the card: {error}")
+            continue
         shown.append((str(png.read(stage / name).get("prompt", "")), name))
     names = [file.relative_to(stage).as_posix() for file in files]
     written = export_card.text(
         ready.trained,
         ready.request.form,
         [] if names == ["."] else names,
-        recipe=ready.recipe,
+        recipe=run.recipe if run else None,
         base=ready.base,
         licence=ready.licence,
         shown=shown,
@@ -257,6 +314,7 @@ def _carded(ready: Ready, stage: Path, files: Sequence[Path], apart: float) -> N
     )
     name = f"{ready.request.out.stem}.md" if ready.single else "README.md"
     (stage / name).write_text(written, encoding="utf-8")
+    return missed
 
 
 def _placed(ready: Ready, stage: Path) -> list[Path]:

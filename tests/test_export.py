@@ -21,7 +21,7 @@ from gesso.arrays import Picture
 from gesso.cli import main
 from gesso.errors import Exit, NumbersError, RecipeError, StorageError
 from gesso.export import Request, export
-from gesso.formats import exporting, lora, png, stored, tensors
+from gesso.formats import exporting, lora, modelspec, png, stored, tensors
 
 CARD = "---\nlicense: other\nlicense_name: tiny\n---\n# base\n"
 
@@ -109,12 +109,13 @@ def test_a_model_without_a_run_is_called_by_its_name_alone(base: Path, tmp_path:
 
 def test_the_card_and_the_metadata(runs: dict[str, Path], tmp_path: Path) -> None:
     out = tmp_path / "dog.safetensors"
-    export(Request(source=str(runs["lora"]), form="kohya", out=out, title="sks dog", date="2026-01-31"))
+    said = {"title": "sks dog", "date": "2026-01-31", "author": "A. N.", "description": "My dog (brown)."}
+    export(Request(source=str(runs["lora"]), form="kohya", out=out, tags=True, **said))
     text = (tmp_path / "dog.md").read_text()
     for line in (
         'license: "other"', 'license_name: "tiny"', 'instance_prompt: "a photo of sks thing"', "  - template:sd-lora",
         f'  - text: "{PROMPT}"', '      url: "dog-0.png"', "<Gallery />", "# sks dog",
-        "- lora of unet, rank 3, alpha 5",
+        "- lora of unet, rank 3, alpha 5", "My dog (brown).", "Made by A. N. on 2026-01-31 with gesso",
     ):  # fmt: skip
         assert line in text
     assert png.read(tmp_path / "dog-0.png")["model"] == "sks dog"
@@ -127,6 +128,15 @@ def test_the_card_and_the_metadata(runs: dict[str, Path], tmp_path: Path) -> Non
     assert found["modelspec.architecture"] == "stable-diffusion-v1/lora"
     assert found["modelspec.trigger_phrase"] == "a photo of sks thing"
     assert found["modelspec.date"] == "2026-01-31"
+    assert found["modelspec.author"] == "A. N."
+    assert found["modelspec.description"] == found["ss_training_comment"] == "My dog (brown)."
+    assert found["modelspec.license"] == "tiny"
+    assert found["modelspec.prediction_type"] == "epsilon"
+    assert found["ss_sd_model_name"] == "base"
+    assert found["ss_resolution"] == "(64, 64)"
+    assert (found["ss_steps"], found["ss_num_train_images"], found["ss_num_reg_images"]) == ("6", "5", "0")
+    assert json.loads(found["ss_dataset_dirs"]) == {"instance": {"n_repeats": 1, "img_count": 5}}
+    assert json.loads(found["ss_tag_frequency"]) == {"instance": {"a photo of sks thing": 5}}
     # kohya's own hash is over what lies behind the header.
     import hashlib
 
@@ -134,6 +144,68 @@ def test_the_card_and_the_metadata(runs: dict[str, Path], tmp_path: Path) -> Non
     behind = data[8 + int.from_bytes(data[:8], "little") :]
     assert found["sshs_model_hash"] == hashlib.sha256(behind).hexdigest()
     assert found["modelspec.hash_sha256"] == f"0x{found['sshs_model_hash']}"
+
+
+def test_captions_are_in_the_file_only_where_asked_for(runs: dict[str, Path], base: Path, tmp_path: Path) -> None:
+    export(Request(source=str(runs["lora"]), form="kohya", out=tmp_path / "dog.safetensors"))
+    assert "ss_tag_frequency" not in tensors.header(tmp_path / "dog.safetensors").metadata
+    for reason, request in {
+        "is for kohya's form": {"source": str(runs["lora"]), "form": "single"},
+        "this is none": {"source": str(runs["lora"] / lora.FILE), "form": "kohya", "base": str(base)},
+    }.items():
+        place = tmp_path / "elsewhere" / lora.FILE
+        place.parent.mkdir(exist_ok=True)
+        shutil.copyfile(runs["lora"] / lora.FILE, place)
+        given = {**request, "source": str(place)} if "base" in request else request
+        with pytest.raises(RecipeError, match=reason):
+            export(Request(out=tmp_path / "x.safetensors", tags=True, **given))
+
+
+def test_the_older_hash_is_that_of_the_file_with_its_lasting_metadata(tmp_path: Path) -> None:
+    """64 KiB from 1 MiB on, of a file that has the ss_ keys alone."""
+    import hashlib
+
+    rng = np.random.default_rng(1)
+    arrays = {f"lora_unet_{n}.lora_down.weight": stored.of(rng.normal(size=(400, 300))) for n in range(2)}
+    trained = {"ss_network_dim": "400", "ss_v2": "False"}
+    stored.save_safetensors(tmp_path / "x.safetensors", arrays, trained)
+    data = (tmp_path / "x.safetensors").read_bytes()
+    assert len(data) > 0x110000
+    wanted = hashlib.sha256(data[0x100000:0x110000]).hexdigest()[:8]
+    assert modelspec.legacy_digest(arrays, trained) == wanted
+    small = {"a": stored.of(np.ones(3, np.float32))}
+    assert modelspec.legacy_digest(small, trained) == hashlib.sha256(b"").hexdigest()[:8]
+
+
+def test_a_trigger_is_the_trigger_phrase(base: Path, tmp_path: Path) -> None:
+    """Pictures with captions of their own, and a trigger in front of them; of a checkpoint all is as it was then."""
+    pictures(tmp_path / "pictures")
+    data: Any = [{"path": str(tmp_path / "pictures"), "trigger": "sks"}]
+    path = torch_recipe(tmp_path, base, adapter=LORA, data=data, save={"every": 3}, sample={"every": 3})
+    assert go(path) == 0
+    run = tmp_path / "out"
+    assert 'instance_prompt: "sks"' in (run / "README.md").read_text()
+    export(Request(source=str(run / "checkpoint-3"), form="kohya", out=tmp_path / "x", tags=True))
+    found = tensors.header(tmp_path / "x" / "checkpoint-3.safetensors").metadata
+    assert found["modelspec.trigger_phrase"] == "sks"
+    assert found["ss_steps"] == "3"
+    counts = json.loads(found["ss_tag_frequency"])["instance"]
+    assert counts["sks"] == 5
+    assert len(counts) > 1
+    text = (tmp_path / "x" / "README.md").read_text()
+    assert 'instance_prompt: "sks"' in text
+    assert f'picture = pipe("{PROMPT}")' in text
+    assert "- 3 steps of 2 pictures" in text
+    assert np.array_equal(pixels(tmp_path / "x" / "images" / "0.png"), pixels(run / "samples/step-3/p00-s7.png"))
+    # Damaged since: nothing of it is exported; of a run, a damaged picture is only left out.
+    file = run / "checkpoint-3" / lora.FILE
+    file.write_bytes(file.read_bytes()[:-1] + b"\x00")
+    with pytest.raises(StorageError, match="this checkpoint is damaged"):
+        export(Request(source=str(run / "checkpoint-3"), form="kohya", out=tmp_path / "y"))
+    (run / "samples/step-6/p00-s7.png").write_bytes(b"no picture")
+    done = export(Request(source=str(run), form="lora", out=tmp_path / "y"))
+    assert "left out of the card" in done.notes[-1]
+    assert "<Gallery />" not in (tmp_path / "y" / "README.md").read_text()
 
 
 def test_the_same_run_gives_the_same_bytes(runs: dict[str, Path], tmp_path: Path) -> None:
@@ -341,3 +413,23 @@ def test_an_adapter_with_words_is_two_exports(blank: Path, tmp_path: Path) -> No
         "learned_embeds-2.safetensors",
         "learned_embeds.safetensors",
     ]
+
+
+def test_a_checkpoint_of_a_run_that_averages_is_told_apart(base: Path, tmp_path: Path) -> None:
+    pictures(tmp_path / "pictures")
+    assert go(torch_recipe(tmp_path, base, adapter=LORA, optim={"ema": 0.9}, train={"steps": 2})) == 0
+    run = tmp_path / "out"
+    done = export(Request(source=str(run / "checkpoint-2"), form="lora", out=tmp_path / "x.safetensors"))
+    assert "the checkpoint's own weights" in done.notes[-1]
+    done = export(Request(source=str(run), form="lora", out=tmp_path / "y.safetensors"))
+    assert not done.notes
+    assert (tmp_path / "x.safetensors").read_bytes() != (tmp_path / "y.safetensors").read_bytes()
+
+
+def test_one_file_needs_its_base(runs: dict[str, Path], base: Path, tmp_path: Path) -> None:
+    export(Request(source=str(runs["lora"]), form="kohya", out=tmp_path / "k.safetensors"))
+    request = Request(source=str(tmp_path / "k.safetensors"), form="lora", out=tmp_path / "x")
+    with pytest.raises(RecipeError, match="name an adapter's base with --base"):
+        export(request)
+    with pytest.raises(StorageError, match=r"`gesso convert k\.safetensors --to lora\.safetensors --form diffusers`"):
+        export(replace(request, base=str(base)))

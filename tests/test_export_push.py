@@ -2,98 +2,21 @@
 
 from __future__ import annotations
 
-import base64
-import json
 import os
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 from export_parts import trained
+from push_parts import TOKEN, Hub, taking
 from runs import gesso
-
-TOKEN = "hf_stub"
-
-
-class Hub(ThreadingHTTPServer):
-    """Takes a repository, and one commit whose files come in it."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Answers)
-        self.made: dict[str, Any] = {}
-        self.files: dict[str, bytes] = {}
-        self.asked: list[str] = []
-        self.refuse = 0
-
-    @property
-    def private(self) -> bool:
-        """Whether the repository was asked for as private; older libraries say so in another word."""
-        return bool(self.made.get("private")) or self.made.get("visibility") == "private"
-
-    @property
-    def address(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-
-class Answers(BaseHTTPRequestHandler):
-    server: Hub
-
-    def do_GET(self) -> None:
-        self.server.asked.append(self.path)
-        self._say(404, {"error": "not here"})
-
-    def do_POST(self) -> None:
-        data = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        if "chunked" in self.headers.get("Transfer-Encoding", ""):
-            while size := int(self.rfile.readline(), 16):
-                data += self.rfile.read(size)
-                self.rfile.readline()
-            self.rfile.readline()
-        self.server.asked.append(self.path)
-        if self.server.refuse or self.headers.get("Authorization") != f"Bearer {TOKEN}":
-            self._say(self.server.refuse or 401, {"error": "no"})
-        elif self.path == "/api/repos/create":
-            self.server.made = json.loads(data)
-            self._say(200, {"url": f"{self.server.address}/me/dog", "id": "me/dog", "name": "me/dog"})
-        elif self.path.startswith("/api/validate-yaml"):
-            self._say(200, {"errors": [], "warnings": []})
-        elif self.path.startswith("/api/models/me/dog/preupload/"):
-            paths = [each["path"] for each in json.loads(data)["files"]]
-            plain = {"uploadMode": "regular", "shouldIgnore": False, "oid": None}
-            self._say(200, {"files": [{"path": path, **plain} for path in paths]})
-        elif self.path.startswith("/api/models/me/dog/commit/"):
-            for line in map(json.loads, data.splitlines()):
-                if line["key"] == "file":
-                    self.server.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-            oid = "0" * 40
-            self._say(200, {"commitUrl": f"{self.server.address}/me/dog/commit/{oid}", "commitOid": oid})
-        else:
-            self._say(404, {"error": self.path})
-
-    def _say(self, code: int, answer: Any) -> None:
-        body = json.dumps(answer).encode()
-        self.send_response(code)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *values: Any) -> None:
-        pass
 
 
 @pytest.fixture
 def hub() -> Iterator[Hub]:
-    made = Hub()
-    thread = threading.Thread(target=made.serve_forever)
-    thread.start()
-    yield made
-    made.shutdown()
-    thread.join()
-    made.server_close()
+    with taking() as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +59,22 @@ def test_what_the_hub_refuses_is_said_and_the_files_stay(hub: Hub, adapter: Path
         assert said in done.stderr
         assert out.is_file()
     assert hub.files == {}
+
+
+def test_a_hub_that_is_not_there_and_names_that_cannot_be(hub: Hub, adapter: Path, blank: Path, tmp_path: Path) -> None:
+    out = tmp_path / "dog"
+    done = push(hub, adapter, blank, out, HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_DISABLE_TELEMETRY="1")
+    assert done.returncode == 6
+    assert "me/dog: the upload failed" in done.stderr
+    assert (out / "lora.safetensors").is_file()
+    for name in ("me/do g", "me/..dog", "dog"):
+        done = push(hub, adapter, blank, tmp_path / "other", "--push", name)
+        assert done.returncode == 2
+        assert "is no name on the Hub" in done.stderr
+    done = push(hub, adapter, blank, tmp_path / "other", "--push", "", "--public")
+    assert done.returncode == 2
+    assert "--public is for an upload" in done.stderr
+    assert not (tmp_path / "other").exists()
 
 
 def test_without_a_token_nothing_is_made(hub: Hub, adapter: Path, blank: Path, tmp_path: Path) -> None:

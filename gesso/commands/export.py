@@ -37,7 +37,10 @@ def arguments(parser: Parser) -> None:
     group.add_argument("--base", default="", help="the model that an adapter named by itself is for")
     group.add_argument("--dtype", default="", help="of a whole model's weights: fp32, fp16 or bf16 (default: its own)")
     group.add_argument("--title", default="", help="what it is called (default: the run's name)")
-    group.add_argument("--date", default="", help="a date to write into the file, such as 2026-01-31 (default none)")
+    group.add_argument("--author", default="", help="who made it, for the card and the file (default nobody)")
+    group.add_argument("--description", default="", help="a few words for the card and the file (default none)")
+    group.add_argument("--date", default="", help="a date for the card and the file, like 2026-01-31 (default none)")
+    group.add_argument("--tags", action="store_true", help="kohya's form: say how often each tag of a caption occurs")
     group.add_argument("--checksum", action="store_true", help="end a MindSpore checkpoint with its CRC-32")
     group.add_argument(
         "--reader", default="lycoris", metavar="NAME",
@@ -60,7 +63,10 @@ def main(options: argparse.Namespace) -> int:
         base=options.base,
         dtype=options.dtype,
         title=options.title,
+        author=options.author,
+        description=options.description,
         date=options.date,
+        tags=options.tags,
         checksum=options.checksum,
         reader=options.reader,
         push=options.push,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from gesso.arrays import Array, Float32
-from gesso.formats import lora, peft, tensors
+from gesso.formats import convert_lora, lora, peft, tensors
 from gesso.formats.metadata import Config
 
 LORAS = ("lora", "dora")
@@ -41,8 +41,17 @@ def place(folder: Path) -> Path | None:
 
 
 def read(path: Path) -> tuple[dict[str, Float32], Config]:
-    """The adapters in a LoRA file or a folder, float32, by `<component>.<module>.<matrix>`; StorageError as theirs."""
-    return peft.read(path) if path.is_dir() and not (path / lora.FILE).is_file() else lora.read(path)
+    """The adapters in a LoRA file of any form or a folder, float32, by `<component>.<module>.<matrix>`.
+
+    StorageError for a damaged file, and for one that is no LoRA.
+    """
+    if path.is_dir() and not (path / lora.FILE).is_file():
+        return peft.read(path)
+    try:
+        return lora.read(path)
+    except lora.ForeignError:
+        found = convert_lora.read(path, None)
+        return dict(found.arrays), Config.of(found.sizes, kind=found.kind)
 
 
 def fit(arrays: Mapping[str, Array], config: Config, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:

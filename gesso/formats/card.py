@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from gesso import __version__
-from gesso.formats import embeddings, usage
+from gesso.formats import embeddings, kohya_facts, usage
 from gesso.schema import Recipe
 from gesso.storage import write_bytes
 
@@ -89,12 +89,12 @@ def licence_of(readme: Path) -> dict[str, str]:
     return {key: value.strip("\"'") for key, value in found if key in _LICENCE}
 
 
-def newest_samples(out: Path) -> list[str]:
-    """The pictures of the latest step sampled, relative to `out`."""
+def newest_samples(out: Path, until: int | None = None) -> list[str]:
+    """The pictures of the latest step sampled, relative to `out`; `until` a step, of the latest up to it."""
     steps = {}
     for folder in (out / "samples").glob("step-*"):
         number = folder.name.removeprefix("step-")
-        if number.isdecimal() and folder.is_dir():
+        if number.isdecimal() and folder.is_dir() and (until is None or int(number) <= until):
             steps[int(number)] = folder
     if not steps:
         return []
@@ -107,8 +107,7 @@ def _front(recipe: Recipe, licence: Mapping[str, str], shown: Sequence[tuple[str
     if _is_hub_id(recipe):
         lines.append(f"base_model: {quoted(recipe.model.base)}")
     lines += ["library_name: diffusers", "pipeline_tag: text-to-image", "tags:", *(f"  - {tag}" for tag in tags)]
-    prompt = next((table.prompt for table in recipe.data if table.prompt), None)
-    if prompt:
+    if prompt := kohya_facts.phrases(recipe)[0]:
         lines.append(f"instance_prompt: {quoted(prompt)}")
     if shown:
         lines.append("widget:")
@@ -124,7 +123,7 @@ def _what(recipe: Recipe) -> str:
 
 
 def _use(recipe: Recipe, words: str, scheduler: Mapping[str, object]) -> str:
-    prompt = next(iter(recipe.sample.prompts), next((t.prompt for t in recipe.data if t.prompt), None)) or "…"
+    prompt = next(iter(recipe.sample.prompts), kohya_facts.phrases(recipe)[0]) or "…"
     model, adapter = recipe.model, recipe.adapter
     load = usage.lines(
         kind=adapter.kind,
@@ -157,13 +156,15 @@ def training(recipe: Recipe, pictures: int = 0) -> str:
         facts.append("trained: " + ", ".join(recipe.model.train))
     elif adapter.kind != "ti":
         of = " and ".join(recipe.model.train)
-        facts.append(f"{adapter.kind} of {of}, rank {adapter.rank}, alpha {adapter.alpha or adapter.rank:g}")
+        others = ", others in some layers" if any(rule.rank or rule.alpha for rule in recipe.rules) else ""
+        facts.append(f"{adapter.kind} of {of}, rank {adapter.rank}, alpha {adapter.alpha or adapter.rank:g}{others}")
     if recipe.tokens:
         facts.append(f"learned words: {_spelled(recipe)}, learning rate {optim.token_lr or optim.lr:g}")
     if optim.ema:
         facts.append(f"averaged weights, decay {optim.ema:g}")
     if recipe.prior.prompt:
-        drawn = f"{recipe.prior.pictures} class pictures"
+        own = any(table.group == "class" for table in recipe.data)
+        drawn = "class pictures of its own" if own else f"{recipe.prior.pictures} class pictures"
         by = "the base model as teacher" if recipe.prior.kind == "teacher" else drawn
         facts.append(f"prior preservation with {by}, weight {recipe.prior.weight:g}")
     return "\n".join(f"- {fact}" for fact in facts)

@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from gesso import __version__
-from gesso.formats import card, embeddings, usage
+from gesso.formats import card, embeddings, kohya_facts, usage
 from gesso.formats.exporting import WHOLE, Trained
+from gesso.formats.lora import FILE as LORA
 from gesso.formats.single_file import NAMES
 from gesso.schema import Recipe
 
@@ -31,25 +32,38 @@ def text(
     apart: float,
 ) -> str:
     """The card's text. `files` are relative to it, `shown` pairs of a prompt and a picture; `apart` is the check's."""
-    prompt = next((each for each in (trained.about.trigger, *(text for text, _ in shown)) if each), "…")
+    instance = kohya_facts.phrases(recipe)[0] if recipe else ""
+    whole = instance if recipe and any(table.prompt for table in recipe.data) else ""
+    prompt = next((each for each in (whole, *(text for text, _ in shown), instance) if each), "…")
     parts = [
-        "---\n" + _front(trained, form, base, licence, shown) + "---",
+        "---\n" + _front(trained, form, base, licence, shown, instance) + "---",
         f"# {trained.about.title}",
         *(["<Gallery />"] if shown else []),
         _what(trained, form, base, learned=recipe is not None),
+        *([trained.about.description] if trained.about.description else []),
         "## Use\n\n" + _use(trained, form, files, base or "path/of/the/base/model", prompt),
         *(["## Training\n\n" + card.training(recipe)] if recipe else []),
-        f"## Check\n\nRead again by its reader, its networks answered as they were trained: at most {apart:.1g} apart.",
+        "## Check\n\nRead again by its reader, its networks answered as they were trained: "
+        f"at most {apart:.1g} of an answer's size apart.",
     ]
     if not licence:
         parts.append(
             "## Licence\n\nThe base model's folder states no licence, so none is given here. "
             "The base model's terms apply to this model too: look them up before you share it."
         )
-    return "\n\n".join([*parts, f"Made with gesso {__version__}."]) + "\n"
+    by = f" by {trained.about.author}" if trained.about.author else ""
+    when = f" on {trained.about.date}" if trained.about.date else ""
+    return "\n\n".join([*parts, f"Made{by}{when} with gesso {__version__}."]) + "\n"
 
 
-def _front(trained: Trained, form: str, base: str, licence: Mapping[str, str], shown: Sequence[tuple[str, str]]) -> str:
+def _front(
+    trained: Trained,
+    form: str,
+    base: str,
+    licence: Mapping[str, str],
+    shown: Sequence[tuple[str, str]],
+    instance: str,
+) -> str:
     kind = {"none": "full", "ti": "textual_inversion"}.get(trained.kind, trained.kind)
     template = ["lora", "template:sd-lora"] if form in ("lora", "kohya") else []
     tags = ["text-to-image", _TAGS[trained.about.family], "diffusers-training", kind, *template]
@@ -60,8 +74,8 @@ def _front(trained: Trained, form: str, base: str, licence: Mapping[str, str], s
     if form != "mindspore":
         lines.append("library_name: diffusers")
     lines += ["pipeline_tag: text-to-image", "tags:", *(f"  - {tag}" for tag in dict.fromkeys(tags))]
-    if trained.about.trigger:
-        lines.append(f"instance_prompt: {card.quoted(trained.about.trigger)}")
+    if instance:
+        lines.append(f"instance_prompt: {card.quoted(instance)}")
     lines += ["widget:"] if shown else []
     for text, file in shown:
         lines += [f"  - text: {card.quoted(text)}", "    output:", f"      url: {card.quoted(file)}"]
@@ -106,15 +120,15 @@ def _use(trained: Trained, form: str, files: Sequence[str], base: str, prompt: s
         scheduler=trained.scheduler,
         alpha=alpha and form == "lora",
     )
+    named = lines.replace(f'"{_HERE}")', f'"{_HERE}", weight_name={card.quoted(file)})')
     if form == "lora":
-        return "```python\n" + lines + draw
+        return "```python\n" + (lines if file == LORA else named) + draw
     where = f"A1111 and Forge: models/Lora, `<lora:{Path(file).stem}:1>`; ComfyUI: models/loras."
     if trained.kind == "dora":
         only = "ComfyUI and Forge compute" if trained.reader == "comfyui" else "LyCORIS computes"
         return f"{where}\n\nOnly {only} this DoRA as it was trained."
     if trained.kind != "lora":
         return where
-    named = lines.replace(f'"{_HERE}")', f'"{_HERE}", weight_name={card.quoted(file)})')
     return f"{where}\n\n```python\n{named}{draw}"
 
 

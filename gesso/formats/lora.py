@@ -102,11 +102,15 @@ def fit(arrays: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]]) -> l
     return wrong
 
 
+class ForeignError(StorageError):
+    """A LoRA file in another program's names."""
+
+
 def read(path: Path) -> tuple[dict[str, Float32], Config]:
     """The matrices of a LoRA file (or of FILE in a folder) in float32, by `<component>.<module>.lora_A.weight`.
 
-    Without metadata alpha is the rank of each module, as in diffusers. Raises StorageError for a damaged file and for
-    a file in another trainer's names.
+    Without metadata alpha is the rank of each module, as in diffusers. Raises StorageError for a damaged file,
+    ForeignError for a file in another program's names.
     """
     path = path / FILE if path.is_dir() else path
     arrays = {
@@ -116,11 +120,11 @@ def read(path: Path) -> tuple[dict[str, Float32], Config]:
     names = {name: _NAME.fullmatch(name) for name in arrays}
     foreign = sorted(name for name, found in names.items() if found is None)
     if foreign or not arrays:
-        raise StorageError(
+        raise ForeignError(
             f"this is not a LoRA in diffusers' form: {foreign[0] if foreign else 'it'} is not \"<component>.<module>."
             'lora_A.weight"',
             where=str(path),
-            todo="load it with diffusers' load_lora_weights and save it with save_lora_weights",
+            todo=f"`gesso convert {path.name} --to lora.safetensors --form diffusers` rewrites other programs' LoRAs",
         )
     dora = _whole(arrays, path)
     ranks = {

@@ -8,10 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain
 
 from gesso.errors import RecipeError
-from gesso.formats.stored import Tensors, data, order
+from gesso.formats.stored import Tensors, data, head, order
 
 _STABILITY = "https://github.com/Stability-AI/generative-models"
 _ARCHITECTURES = {"sd1": "stable-diffusion-v1", "sd2": "stable-diffusion-v2", "sdxl": "stable-diffusion-xl-v1-base"}
@@ -23,6 +24,7 @@ _ALGORITHMS: dict[str, dict[str, str]] = {
     "loha": {"algo": "loha"},
     "lokr": {"algo": "lokr"},
 }
+_LEGACY = (0x100000, 0x110000)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,9 +37,14 @@ class About:
     side: int = 0
     trigger: str = ""
     base: str = ""
-    """The base model's name, as other people know it."""
+    """The base model's name, as other people know it: its Hub id, or the last part of its place here."""
     date: str = ""
     """ISO 8601; "" for none, so that equal runs give equal bytes."""
+    author: str = ""
+    description: str = ""
+    licence: str = ""
+    training: Mapping[str, str] = field(default_factory=dict)
+    """What kohya's keys say of the run (kohya_facts.py)."""
 
 
 def model(about: About, tensors: Tensors) -> dict[str, str]:
@@ -53,8 +60,7 @@ def adapter(about: About, kind: str, sizes: Mapping[str, tuple[int, float]], ten
     ranks, alphas = ({f"{size[which]:g}" for size in sizes.values()} for which in (0, 1))
     found = _common(about, "/lora", tensors)
     arguments = _ALGORITHMS.get(kind)
-    return {
-        "format": "pt",
+    trained = {
         "ss_base_model_version": _VERSIONS[about.family],
         "ss_network_alpha": alphas.pop() if len(alphas) == 1 else "Dynamic",
         "ss_network_dim": ranks.pop() if len(ranks) == 1 else "Dynamic",
@@ -62,10 +68,15 @@ def adapter(about: About, kind: str, sizes: Mapping[str, tuple[int, float]], ten
         **({"ss_network_args": json.dumps(arguments, sort_keys=True)} if arguments else {}),
         "ss_output_name": about.title,
         **({"ss_sd_model_name": about.base} if about.base else {}),
+        **({"ss_training_comment": about.description} if about.description else {}),
         "ss_v2": str(about.family == "sd2"),
-        "sshs_model_hash": found["modelspec.hash_sha256"].removeprefix("0x"),
-        **found,
+        **about.training,
     }
+    hashes = {
+        "sshs_model_hash": found["modelspec.hash_sha256"].removeprefix("0x"),
+        "sshs_legacy_hash": legacy_digest(tensors, trained),
+    }
+    return {"format": "pt", **trained, **hashes, **found}
 
 
 def word(about: About, token: str, tensors: Tensors) -> dict[str, str]:
@@ -90,9 +101,15 @@ def _common(about: About, kind: str, tensors: Tensors) -> dict[str, str]:
         "modelspec.resolution": f"{side}x{side}",
         "modelspec.hash_sha256": digest(tensors),
     }
-    if not kind:
+    if kind != "/textual-inversion":
         found["modelspec.prediction_type"] = "v" if about.prediction == "v_prediction" else about.prediction
-    optional = {"trigger_phrase": about.trigger, "date": about.date}
+    optional = {
+        "author": about.author,
+        "date": about.date,
+        "description": about.description,
+        "license": about.licence,
+        "trigger_phrase": about.trigger,
+    }
     return found | {f"modelspec.{key}": value for key, value in optional.items() if value}
 
 
@@ -102,3 +119,17 @@ def digest(tensors: Tensors) -> str:
     for name in order(tensors):
         total.update(data(tensors[name], name))
     return f"0x{total.hexdigest()}"
+
+
+def legacy_digest(tensors: Tensors, trained: Mapping[str, str]) -> str:
+    """The hash by which older readers know a LoRA: eight digits of the SHA-256 of 64 KiB of it.
+
+    They lie 1 MiB into the file that has of its metadata the `ss_` keys alone, which do not change any more.
+    """
+    begin, end = _LEGACY
+    total = hashlib.sha256()
+    at = 0
+    for part in chain([memoryview(head(tensors, trained))], (data(tensors[name], name) for name in order(tensors))):
+        total.update(part[max(begin - at, 0) : max(end - at, 0)])
+        at += len(part)
+    return total.hexdigest()[:8]
