@@ -166,7 +166,7 @@ def agreement(bare: Bare, gesso: Gesso, steps: int = 3) -> float:
     """The largest relative difference of the losses of the first steps, on gesso's noise and timesteps."""
     theirs = []
     for step in range(steps):
-        batch, c = gesso.batches.step(step)
+        ((batch, c),) = gesso.batches.step(step)
         arrays = (batch.x0, batch.eps_in, c.c_noise.astype(np.int64), batch.cond["encoder_hidden_states"])
         theirs.append(bare.step(*map(torch.from_numpy, arrays)))
     return max(abs(a - b) / b for a, b in zip(gesso.train(steps), theirs, strict=True))

@@ -104,9 +104,9 @@ def train(plan: Plan) -> Iterator[Event]:
                 yield Paused(step=step, reason=reason)
                 return
 
-            batch, coefficients = next(batches)
+            pieces = next(batches)
             pending.add(step, plan.engine.step(
-                split(batch, coefficients, plan.micro_batch),
+                [part for piece in pieces for part in split(*piece, plan.micro_batch)],
                 lr=rates(plan.courses, step),
                 ema_decay=ema_decay(step, plan.ema),
                 key=int(generator(plan.seed, "dropout", step).integers(2**31)),

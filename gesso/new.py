@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from gesso.data.record import Record
+from gesso.data.sizes import size
 from gesso.data.sources import read
-from gesso.errors import RecipeError
+from gesso.errors import DataError, RecipeError
 from gesso.recipe.files import toml
 from gesso.schema import DataTable
 from gesso.storage import guard, write_bytes
 
+CUT = 0.1
+"""Share of a picture that a square crop may cost before another shape is spoken of."""
 STAND_IN = "data.prompt"
 """The origin that gesso.data.sources gives a caption which came from the recipe's prompt."""
 
@@ -78,11 +83,12 @@ def write(wish: Wish, out: Path, *, force: bool = False) -> str:
     captioned = sum(record.origin != STAND_IN for record in records)
     kind = wish.kind or ("captioned" if captioned == len(records) else "subject")
     _fits(wish, kind, captioned, len(records))
-    text = recipe(wish, kind, records, run)
+    other = far_from_square(records)
+    text = recipe(wish, kind, records, run, other)
     with guard(out.parent, what=out.name):
         out.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(out, text.encode())
-    return _told(wish, kind, captioned, len(records), out)
+    return _told(wish, kind, captioned, len(records), out, other)
 
 
 def _outside(photos: str, place: Path) -> None:
@@ -113,6 +119,15 @@ def _fits(wish: Wish, kind: str, captioned: int, pictures: int) -> None:
         )
 
 
+def far_from_square(records: Sequence[Record]) -> int:
+    """How many pictures would lose more than CUT of themselves to a square crop, from their headers."""
+    found: list[tuple[int, int]] = []
+    for place in dict.fromkeys(record.place for record in records):
+        with suppress(DataError):  # the run names every broken picture, not the first alone
+            found.append(size(place))
+    return sum(min(pixels) < (1 - CUT) * max(pixels) for pixels in found)
+
+
 def prompt(wish: Wish, kind: str) -> str:
     """One caption for all pictures."""
     if kind == "style":
@@ -122,8 +137,8 @@ def prompt(wish: Wish, kind: str) -> str:
     return f"a photo of {trigger}"
 
 
-def recipe(wish: Wish, kind: str, records: list[Record], run: str) -> str:
-    """The recipe as commented TOML."""
+def recipe(wish: Wish, kind: str, records: Sequence[Record], run: str, other: int = 0) -> str:
+    """The recipe as commented TOML; `other` pictures are far from square."""
     tiny = wish.base == "tiny"
     pace, pictures = TINY_PACE if tiny else PACES[kind], len(records)
     steps = pace.steps(pictures)
@@ -160,6 +175,7 @@ path = {toml(wish.photos)}
 steps = {steps}  # each picture is seen about {round(steps * pace.batch / pictures)} times
 batch = {pace.batch}  # pictures a step; short of memory: micro_batch = 1
 # resolution = {64 if tiny else 512}  # the model's own when left out
+{f"# buckets = true  # {other} of {pictures} pictures not square: it keeps their shape" if other else ""}
 
 [optim]
 lr = {toml(TINY_LR if tiny else LR)}
@@ -182,7 +198,7 @@ def _prompt_line(one: str, alone: bool) -> str:
     return "# captions are read from beside the pictures"
 
 
-def _told(wish: Wish, kind: str, captioned: int, pictures: int, out: Path) -> str:
+def _told(wish: Wish, kind: str, captioned: int, pictures: int, out: Path, other: int) -> str:
     file = shlex.quote(out.as_posix())
     what = "each with its caption" if captioned == pictures else f'learnt as "{prompt(wish, kind)}"'
     if 0 < captioned < pictures:
@@ -190,6 +206,10 @@ def _told(wish: Wish, kind: str, captioned: int, pictures: int, out: Path) -> st
     lines = [f"{out} is written for {pictures} picture{'s' if pictures > 1 else ''}, {what}."]
     if wish.base == "tiny":
         lines.append('The base is the embedded "tiny", for a first look; --base names a real one.')
+    if other:
+        lines.append(
+            f"{other} of them {'are' if other > 1 else 'is'} not square; train.buckets = true keeps their shape."
+        )
     if kind == "subject" and not wish.class_:
         lines.append("With --class (dog, person, vase) other things of its class are kept apart from yours.")
     return "\n".join([*lines, "Next:", f"  gesso train {file} --dry-run", f"  gesso train {file}"])

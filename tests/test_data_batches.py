@@ -33,7 +33,7 @@ def test_a_batch_is_a_function_of_its_step(tmp_path: Path) -> None:
     fresh = dataset(data.records, tmp_path / "other", flip=True, caption_dropout=0.2)
     for step in (7, 0, 3, 3):
         assert same(batches(fresh).step(step), straight[step])
-    batch, coefficients = straight[0]
+    ((batch, coefficients),) = straight[0]
     assert {v.dtype for v in (batch.x0, batch.eps_in, batch.eps_target, batch.weight)} == {np.dtype(np.float32)}
     assert (batch.x0.shape, len(coefficients), batch.mask) == ((6, 3, 4, 4), 6, None)
     assert not same(straight[0], straight[1])
@@ -41,9 +41,9 @@ def test_a_batch_is_a_function_of_its_step(tmp_path: Path) -> None:
 
 def test_a_row_has_the_same_numbers_in_a_batch_of_any_size(tmp_path: Path) -> None:
     data = ready(tmp_path, classes=0)
-    whole, coefficients = batches(data, batch=10).step(0)
+    ((whole, coefficients),) = batches(data, batch=10).step(0)
     for step in range(5):
-        part, its = batches(data, batch=2).step(step)
+        ((part, its),) = batches(data, batch=2).step(step)
         rows = whole.rows(2 * step, 2 * step + 2)
         assert same(replace(part, weight=rows.weight), rows)
         assert same(its, coefficients.rows(2 * step, 2 * step + 2))
@@ -53,7 +53,7 @@ def test_a_row_has_the_same_numbers_in_a_batch_of_any_size(tmp_path: Path) -> No
 def test_class_rows_come_last_and_count_plainly(tmp_path: Path) -> None:
     data = ready(tmp_path)
     objective = Objective(weighting=Weighting(name="min_snr"))
-    batch, coefficients = batches(data, objective=objective, prior_weight=0.5).step(1)
+    ((batch, coefficients),) = batches(data, objective=objective, prior_weight=0.5).step(1)
     records = [data.records[row] for row in batch.ids]
     assert [r.group for r in records] == ["instance"] * 3 + ["class"] * 3
     expected = [r.weight * (1.0 if r.group == "instance" else 0.5) / 3 for r in records]
@@ -61,14 +61,14 @@ def test_class_rows_come_last_and_count_plainly(tmp_path: Path) -> None:
     assert (coefficients.w[3:] == 1).all()
     timesteps = coefficients.c_noise.astype(np.int64)
     assert same(coefficients.rows(0, 3), objective.at(timesteps[:3]))
-    unweighted = batches(data, prior_weight=0.5).step(1)[1]
+    ((_, unweighted),) = batches(data, prior_weight=0.5).step(1)
     assert same(unweighted.c_noise, coefficients.c_noise)
 
 
 def test_latents_are_sampled_shifted_and_scaled(tmp_path: Path) -> None:
     data = ready(tmp_path, classes=0)
-    plain, _ = batches(data, batch=5, scale=1.0).step(0)
-    shifted, _ = batches(data, batch=5, scale=0.5, shift=0.25).step(0)
+    ((plain, _),) = batches(data, batch=5, scale=1.0).step(0)
+    ((shifted, _),) = batches(data, batch=5, scale=0.5, shift=0.25).step(0)
     assert np.allclose(shifted.x0, (plain.x0 - 0.25) * 0.5, atol=1e-7)
     slots = batches(data, batch=5).plan.step(0)
     mean, _ = data.latents(slots)
@@ -80,9 +80,9 @@ def test_latents_are_sampled_shifted_and_scaled(tmp_path: Path) -> None:
 
 def test_noise_policies_reach_the_batch(tmp_path: Path) -> None:
     data = ready(tmp_path)
-    batch, coefficients = batches(data, objective=Objective(noise=Noise(perturbation=0.1))).step(0)
+    ((batch, coefficients),) = batches(data, objective=Objective(noise=Noise(perturbation=0.1))).step(0)
     assert not np.array_equal(batch.eps_in, batch.eps_target)
-    plain, _ = batches(data).step(0)
+    ((plain, _),) = batches(data).step(0)
     assert same(batch.eps_target, plain.eps_target)
     assert mix(coefficients, batch.x0, batch.eps_in).shape == batch.x0.shape
 
@@ -115,7 +115,7 @@ def test_an_error_is_raised_at_the_step_it_belongs_to(tmp_path: Path) -> None:
     victim = source.plan.step(3)[0].row
     data.records[victim].path.unlink()
     iterator = source.prefetch(0, 10)
-    assert [next(iterator)[0].ids.tolist() for _ in range(3)] == [[source.plan.step(s)[0].row] for s in range(3)]
+    assert [next(iterator)[0][0].ids.tolist() for _ in range(3)] == [[source.plan.step(s)[0].row] for s in range(3)]
     with pytest.raises(DataError, match="cannot be read"):
         next(iterator)
     assert workers() == []

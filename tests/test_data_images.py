@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import struct
 import zlib
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -15,8 +16,17 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from gesso.data import images
-from gesso.data.images import UPRIGHT, Transform, apply, load
+from gesso.data.images import UPRIGHT, Decoded, Transform, load
 from gesso.errors import DataError
+
+
+def apply(picture: np.ndarray, transform: Transform) -> np.ndarray:
+    return images.apply(Decoded.of(picture), transform)
+
+
+def decode(data: bytes, path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
+    found = images.decode(data, path)
+    return found.pixels, found.notes
 
 
 def scene(width: int = 24, height: int = 16) -> np.ndarray:
@@ -113,7 +123,7 @@ def test_floats_and_wide_integers_are_scaled(tmp_path: Path) -> None:
     assert (load(saved(tmp_path / "a.tif", Image.fromarray(ramp)))[0, :, 0] == np.arange(256)).all()
     for name, values in (("b.tif", ramp * 40 - 20), ("c.tif", (ramp * 1e6).astype(np.int32))):
         path = saved(tmp_path / name, Image.fromarray(values))
-        picture, notes = images.decode(path.read_bytes(), path)
+        picture, notes = decode(path.read_bytes(), path)
         assert [picture[0, 0, 0], picture[0, -1, 0]] == [0, 255]
         assert "taken as black and white" in notes[0]
     ramp[0, 0] = np.nan
@@ -123,10 +133,18 @@ def test_floats_and_wide_integers_are_scaled(tmp_path: Path) -> None:
 
 def test_cmyk_and_bilevel_become_colour(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.jpg", Image.new("CMYK", (16, 16), (0, 255, 255, 0)), quality=100)
-    picture, notes = images.decode(path.read_bytes(), path)
+    picture, notes = decode(path.read_bytes(), path)
     assert np.abs(picture.astype(int) - [255, 0, 0]).max() <= 3
     assert notes == ("is CMYK without a colour profile; its colours are approximate",)
     assert (load(saved(tmp_path / "b.png", Image.new("1", (4, 4), 1))) == 255).all()
+
+
+def swapped() -> bytes:
+    """A profile in which red and green have exchanged their primaries."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    red, green = (slice(at + 4, at + 12) for at in (profile.index(b"rXYZ"), profile.index(b"gXYZ")))
+    profile[red], profile[green] = profile[green], profile[red]
+    return bytes(profile)
 
 
 def test_lab_and_profiles_are_converted_to_srgb(tmp_path: Path) -> None:
@@ -134,17 +152,11 @@ def test_lab_and_profiles_are_converted_to_srgb(tmp_path: Path) -> None:
     assert np.abs(lab.astype(int) - 119).max() <= 2  # L* = 50 is 18.4 % of white, 119 in sRGB
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     tagged = load(saved(tmp_path / "b.png", Image.fromarray(scene()), icc_profile=srgb))
-    assert np.abs(tagged.astype(int) - scene()).max() <= 1
-    swapped = bytearray(srgb)  # red and green exchange their primaries
-    red, green = swapped.index(b"rXYZ"), swapped.index(b"gXYZ")
-    swapped[red + 4 : red + 12], swapped[green + 4 : green + 12] = (
-        swapped[green + 4 : green + 12],
-        swapped[red + 4 : red + 12],
-    )
-    path = saved(tmp_path / "c.png", Image.new("RGB", (4, 4), (255, 0, 0)), icc_profile=bytes(swapped))
+    assert np.array_equal(tagged, scene())
+    path = saved(tmp_path / "c.png", Image.new("RGB", (4, 4), (255, 0, 0)), icc_profile=swapped())
     assert np.abs(load(path).astype(int) - [0, 255, 0]).max() <= 2
     path = saved(tmp_path / "d.png", Image.fromarray(scene()), icc_profile=b"no profile")
-    picture, notes = images.decode(path.read_bytes(), path)
+    picture, notes = decode(path.read_bytes(), path)
     assert (picture == scene()).all()
     assert "colour profile that cannot be used" in notes[0]
 
@@ -154,7 +166,7 @@ def test_the_first_frame_of_an_animation(tmp_path: Path, kind: str) -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
     options = {"lossless": True} if kind == "webp" else {}
     path = saved(tmp_path / f"a.{kind}", frames[0], save_all=True, append_images=frames[1:], **options)
-    picture, notes = images.decode(path.read_bytes(), path)
+    picture, notes = decode(path.read_bytes(), path)
     assert (picture == [255, 0, 0]).all()
     assert notes == ("has several frames; the first one is used",)
 
@@ -182,7 +194,7 @@ def test_damage_never_escapes_as_another_error(at: int, junk: bytes) -> None:
         at %= len(data)
         data[at : at + len(junk)] = junk
         with contextlib.suppress(DataError):
-            picture, _ = images.decode(bytes(data), Path("a"))
+            picture, _ = decode(bytes(data), Path("a"))
             assert picture.dtype == np.uint8
             assert picture.shape[2] == 3
 
@@ -221,6 +233,17 @@ def test_pictures_over_64_megapixels_are_refused_unread(tmp_path: Path, side: in
     (tmp_path / "a.png").write_bytes(bomb)
     with pytest.raises(DataError, match="64 megapixels"):
         load(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("kind", [*images.FORMATS, "PPM", "TGA", "PCX", "ICO", "EPS", "JPEG2000", "DDS", "SGI"])
+def test_only_the_listed_formats_are_opened(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(scene(32, 32)).save(path, kind)
+    if kind in images.FORMATS:
+        assert load(path).shape == (32, 32, 3)
+    else:
+        with pytest.raises(DataError, match="none of JPEG, PNG, WEBP, BMP, TIFF, GIF, AVIF"):
+            load(path)
 
 
 def test_the_wrong_ending_does_not_matter(tmp_path: Path) -> None:
@@ -288,6 +311,10 @@ def test_tags_tell_transforms_apart() -> None:
         {"top": 0.1 + 0.2},
         {"top": 0.3},
         {"flip": True},
+        {"interpolation": "bilinear"},
+        {"interpolation": "bicubic"},
+        {"background": "black"},
+        {"background": "#000000"},
     ]
     tags = {Transform(**{**base, **other}).tag() for other in others}  # type: ignore[arg-type]
     assert len(tags) == len(others)
@@ -307,3 +334,134 @@ def test_a_sketch_is_the_picture_in_small(tmp_path: Path, orientation: int) -> N
     shrunk = np.asarray(Image.fromarray(full).resize(sketch.shape[1::-1], Image.Resampling.BOX)).astype(int)
     assert np.abs(shrunk - sketch).max() <= 8
     assert np.array_equal(images.sketch(tmp_path / "a.png"), images.load(tmp_path / "a.png"))
+
+
+# ---------------------------------------------------------------- interpolation and background
+
+
+@pytest.mark.parametrize("name", ["lanczos", "bicubic", "bilinear"])
+def test_interpolation_is_pillows_of_that_name(name: str) -> None:
+    picture = np.random.default_rng(1).integers(0, 256, (60, 90, 3), dtype=np.uint8)
+    found = apply(picture, Transform(side_width=20, side_height=20, interpolation=name))
+    wanted = Image.fromarray(picture).resize((20, 20), Image.Resampling[name.upper()], box=(15, 0, 75, 60))
+    assert np.array_equal(np.rint((found + 1) * 127.5).transpose(1, 2, 0), np.asarray(wanted))
+
+
+def test_what_is_transparent_lies_on_the_colour_that_was_asked_for(tmp_path: Path) -> None:
+    rgba = np.zeros((4, 6, 4), dtype=np.uint8)
+    rgba[:, 3:] = (200, 100, 50, 255)
+    rgba[0, 0] = (200, 100, 50, 128)
+    path = saved(tmp_path / "a.png", Image.fromarray(rgba))
+    whole = Transform(side_width=6, side_height=4)
+    seen = {}
+    for colour, left in (("white", 255), ("black", 0), ("#0080ff", (0, 128, 255))):
+        picture = images.decode(path.read_bytes(), path, [replace(whole, background=colour)]).pixels
+        assert (picture[1:, :3] == left).all()
+        assert (picture[:, 3:] == (200, 100, 50)).all()
+        assert np.abs(picture[0, 0] - np.add(left, (200, 100, 50)) / 2).max() <= 1
+        seen[colour] = replace(whole, background=colour).tag()
+    assert len(set(seen.values())) == 3
+    assert load(path)[1, 0].tolist() == [255, 255, 255]
+
+
+# ---------------------------------------------------------------- JPEGs in small
+
+
+def photo(width: int, height: int) -> Image.Image:
+    """Detail on every scale, as a photograph has it, and a few hard edges."""
+    rng = np.random.default_rng(5)
+    layers = np.zeros((height, width, 3))
+    for octave in range(3, 11):
+        coarse = rng.normal(0, 45 * 0.75**octave, (2 + (height >> (10 - octave)), 2 + (width >> (10 - octave)), 3))
+        for channel in range(3):
+            one = Image.fromarray(coarse[..., channel].astype(np.float32))
+            layers[..., channel] += np.asarray(one.resize((width, height), Image.Resampling.BICUBIC))
+    layers[height // 3 : height // 2, width // 3 : width // 2] += 60
+    return Image.fromarray(np.clip(layers + 110, 0, 255).astype(np.uint8))
+
+
+def jpeg(image: Image.Image, orientation: int = 1, **options: object) -> bytes:
+    exif, file = Image.Exif(), BytesIO()
+    exif[images.ORIENTATION] = orientation
+    image.save(file, "JPEG", quality=92, exif=exif, **options)
+    return file.getvalue()
+
+
+PHOTO = photo(1200, 800)
+ODD = photo(1203, 797)
+CORNERS = [(0.5, 0.5, False), (0.0, 0.0, True), (1.0, 1.0, False), (0.3, 0.8, True)]
+
+
+@pytest.mark.parametrize(("side", "by"), [(300, 1), (228, 2), (200, 2), (100, 4), (57, 8), (40, 8)])
+def test_a_jpeg_is_decoded_no_smaller_than_leaves_pixels_to_spare(side: int, by: int) -> None:
+    path, transform = Path("a.jpg"), Transform(side_width=side, side_height=side)
+    found = images.decode(jpeg(PHOTO), path, [transform])
+    assert (found.shrunk, found.width, found.height) == (by, 1200, 800)
+    assert found.image.size == (1200 // by, 800 // by)
+    assert by == 1 or min(found.image.size) >= images.SPARE * side
+    both = images.decode(jpeg(PHOTO), path, [transform, Transform(side_width=300, side_height=300)])
+    assert both.shrunk == 1
+    assert images.decode(jpeg(PHOTO), path).shrunk == 1
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("image", [PHOTO, ODD], ids=["even", "odd"])
+def test_a_jpeg_in_small_gives_the_pixels_of_the_whole_one(image: Image.Image, orientation: int) -> None:
+    """The tolerance that docs/data.md states, in every position of the camera and with every crop."""
+    data, path = jpeg(image, orientation), Path("a.jpg")
+    whole = images.decode(data, path)
+    for left, top, flip in CORNERS:
+        for width, height in ((96, 96), (64, 128), (200, 120)):
+            transform = Transform(side_width=width, side_height=height, left=left, top=top, flip=flip)
+            small = images.decode(data, path, [transform])
+            assert (small.width, small.height) == (whole.width, whole.height)
+            assert small.shrunk > 1 or (orientation > 1 and image is ODD)
+            off = np.abs(images.apply(small, transform) - images.apply(whole, transform)) * 127.5
+            assert off.mean() < 0.6
+            assert off.max() < 16
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("size", [(800, 640), (801, 639), (807, 633)])
+def test_nothing_moves_in_a_jpeg_in_small(size: tuple[int, int], orientation: int) -> None:
+    """A ramp shows a shift of a tenth of the finished picture's pixel."""
+    x, y = np.meshgrid(np.linspace(10, 245, size[0]), np.linspace(10, 245, size[1]))
+    data = jpeg(Image.fromarray(np.stack([x, y, x], axis=-1).astype(np.uint8)), orientation, subsampling=0)
+    for left, top, flip in CORNERS:
+        transform = Transform(side_width=40, side_height=40, left=left, top=top, flip=flip)
+        small, whole = (images.decode(data, Path("a"), wanted) for wanted in ([transform], []))
+        off = (images.apply(small, transform) - images.apply(whole, transform)) * 127.5
+        step = 235 / 51  # of the ramp from pixel to pixel, at the least
+        assert np.abs(off.mean((1, 2))).max() < 0.1 * step
+
+
+def test_colours_are_converted_as_before_though_only_those_that_are_wanted(tmp_path: Path) -> None:
+    transform = Transform(side_width=100, side_height=100)
+    for image, kind, options in (
+        (PHOTO, "JPEG", {"icc_profile": swapped()}),
+        (PHOTO, "PNG", {"icc_profile": swapped()}),
+        (PHOTO.convert("CMYK"), "JPEG", {}),
+        (PHOTO.convert("L"), "JPEG", {}),
+        (PHOTO.convert("L"), "PNG", {}),
+    ):
+        path = saved(tmp_path / "a", image, format=kind, **options)
+        small, whole = (images.decode(path.read_bytes(), path, wanted) for wanted in ([transform], []))
+        assert (small.shrunk, small.image.mode, small.notes) == (4 if kind == "JPEG" else 1, "RGB", whole.notes)
+        off = np.abs(images.apply(small, transform) - images.apply(whole, transform)) * 127.5
+        assert off.mean() < 0.6, (image.mode, kind)
+        assert off.max() < 16
+
+
+def test_other_formats_and_cut_jpegs_are_what_they_were(tmp_path: Path) -> None:
+    transform, path = Transform(side_width=40, side_height=40), tmp_path / "a"
+    for kind in ("PNG", "WEBP", "TIFF"):
+        PHOTO.save(path, kind)
+        assert images.decode(path.read_bytes(), path, [transform]).shrunk == 1
+    data = jpeg(PHOTO)
+    assert same(images.decode(data, path, [transform]), images.decode(data, path, [transform]))
+    with pytest.raises(DataError, match="not a readable picture"):
+        images.decode(data[: len(data) * 3 // 4], path, [transform])
+
+
+def same(one: Decoded, other: Decoded) -> bool:
+    return np.array_equal(one.pixels, other.pixels) and one.shrunk == other.shrunk

@@ -113,14 +113,14 @@ def test_a_mask_of_another_shape_or_that_is_none_is_named_at_the_start(tmp_path:
 
 def test_batches_have_masks_where_a_record_has_one_and_are_otherwise_as_they_were(tmp_path: Path) -> None:
     plain = made(tmp_path / "p", classes=2)
-    assert batches(dataset(plain, tmp_path / "c")).step(0)[0].mask is None
+    assert batches(dataset(plain, tmp_path / "c")).step(0)[0][0].mask is None
     half = np.zeros((40, 48))
     half[:, :24] = 255
     Image.fromarray(half.astype(np.uint8)).save(tmp_path / "mask.png")
     records = [replace(plain[0], mask=tmp_path / "mask.png"), *plain[1:]]
     for step in range(4):
-        before, _ = batches(dataset(plain, tmp_path / "c")).step(step)
-        batch, _ = batches(dataset(records, tmp_path / "c")).step(step)
+        ((before, _),) = batches(dataset(plain, tmp_path / "c")).step(step)
+        ((batch, _),) = batches(dataset(records, tmp_path / "c")).step(step)
         if 0 not in batch.ids:
             assert batch.mask is None
             continue

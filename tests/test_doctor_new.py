@@ -69,6 +69,22 @@ def test_captions_are_seen_and_a_style_is_asked_for(photos: Path) -> None:
     assert load(Path("m.toml")).recipe.data[0].prompt == "a photo of sks square"
 
 
+def test_buckets_are_offered_where_pictures_are_not_square(photos: Path) -> None:
+    assert "square" not in new.write(new.Wish(photos="photos"), Path("a.toml"))
+    assert "buckets" not in Path("a.toml").read_text()
+    for number in (0, 1):
+        Image.new("RGB", (60, 40)).save(photos / f"{number}.png")
+    Image.new("RGB", (33, 31)).save(photos / "2.png")
+    (photos / "3.png").write_bytes(b"nothing")
+    assert "2 of them are not square; train.buckets = true keeps" in new.write(
+        new.Wish(photos="photos"), Path("b.toml")
+    )
+    text = Path("b.toml").read_text()
+    assert "# buckets = true  # 2 of 5 pictures not square" in text
+    Path("b.toml").write_text(text.replace("# buckets = true", "buckets = true"))
+    assert load(Path("b.toml")).recipe.train.buckets
+
+
 def test_wishes_that_cannot_be(photos: Path) -> None:
     with pytest.raises(DataError, match="5 of 5 pictures have no caption"):
         new.write(new.Wish(photos="photos", kind="captioned"), Path("a.toml"))

@@ -94,7 +94,7 @@ def test_every_row_carries_its_own_numbers(tmp_path: Path, crop: str, flip: bool
     made = batches(data, batch=3, objective=batches(data).objective)
     seen = set()
     for number in range(8):
-        batch, _ = made.step(number)
+        ((batch, _),) = made.step(number)
         slots = made.plan.step(number)
         assert len(slots) == (6 if classes else 3)
         time_ids, (mean, _) = batch.cond["time_ids"], data.latents(slots)
@@ -122,7 +122,7 @@ def test_numbers_from_the_cache_are_those_of_the_first_time(tmp_path: Path) -> N
     again = dataset(rows, tmp_path / "cache", encoder := Averages(), geometry=sdxl.geometry)
     again.prepare(quiet)
     assert encoder.pictures == 0
-    one, other = batches(first).step(2)[0], batches(again).step(2)[0]
+    ((one, _),), ((other, _),) = batches(first).step(2), batches(again).step(2)
     assert np.array_equal(one.cond["time_ids"], other.cond["time_ids"])
     assert np.array_equal(one.x0, other.x0)
 

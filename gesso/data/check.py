@@ -11,6 +11,9 @@ from gesso.data.record import Record
 from gesso.data.sources import listed, orphans
 from gesso.schema import DataTable
 
+FEW = 3
+"""Up to so many captions that are cut are named one by one."""
+
 Counter = Callable[[Sequence[str]], tuple[list[int], int]]
 """How many tokens each caption has before any cut, and how many the encoder takes (`Engine.token_counts`)."""
 
@@ -39,7 +42,7 @@ def duplicates(records: Sequence[Record], fingerprints: Mapping[Place, str]) -> 
 def shared(records: Sequence[Record]) -> list[str]:
     """Caption files that several pictures take their caption from, as a.png and a.jpg do."""
     files = {
-        record.path: record.origin
+        record.place: record.origin
         for record in records
         if record.inner is None and record.origin.lower().endswith((".txt", ".caption"))
     }
@@ -48,15 +51,21 @@ def shared(records: Sequence[Record]) -> list[str]:
 
 
 def cut(records: Sequence[Record], counter: Counter | None) -> list[str]:
-    """Captions with more tokens than the text encoder takes; what is over has no effect."""
+    """Captions with more tokens than are read, marks of beginning and end included; one sentence for many of them."""
     said = {plain(caption, record.style): record.origin for record in records for caption in record.captions}
     if counter is None or not said:
         return []
     counts, limit = counter(list(said))
+    over = [(origin, count) for origin, count in zip(said.values(), counts, strict=True) if count > limit]
+    if len(over) <= FEW:
+        return [
+            f"{origin}: the caption has {count} tokens, the text encoder takes {limit}; the end is cut off"
+            for origin, count in over
+        ]
+    longest = ", ".join(f"{origin} ({count})" for origin, count in sorted(over, key=lambda each: -each[1])[:FEW])
     return [
-        f"{origin}: the caption has {count} tokens, the text encoder takes {limit}; the end is cut off"
-        for origin, count in zip(said.values(), counts, strict=True)
-        if count > limit
+        f"{len(over)} of {len(said)} captions have more tokens than the {limit} that the text encoder takes, and their "
+        f"ends are cut off; the longest: {longest}. train.caption_chunks reads longer ones"
     ]
 
 

@@ -9,7 +9,8 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,14 @@ import numpy as np
 
 from gesso.arrays import Array, Float32
 from gesso.data import captions
+from gesso.data.buckets import Buckets, Size
 from gesso.data.cache import Store
-from gesso.data.encoded import Captions, Encoder, Pictures
-from gesso.data.images import Transform
+from gesso.data.encoded import Captions, Encoder, Pictures, Wanted
+from gesso.data.images import Decoded, Transform
 from gesso.data.masks import Masks
-from gesso.data.places import Place
+from gesso.data.places import File, Place
 from gesso.data.plan import Slot
+from gesso.data.readers import in_order
 from gesso.data.record import Record
 from gesso.errors import DataError
 from gesso.keys import uniforms
@@ -31,7 +34,6 @@ from gesso.keys import uniforms
 NAMED = 10
 """How many pictures a message names before it only counts."""
 
-Size = tuple[int, int]
 Geometry = Callable[[Size, Size, Size], dict[str, Float32]]
 """Called with a picture's width and height, the corner's left and top, and the width and height trained on."""
 
@@ -56,11 +58,16 @@ class Prepared:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Dataset:
-    """Records of which latents, captions and conditions can be asked. Call `prepare` first."""
+    """Records of which latents, captions and conditions can be asked. Call `prepare` first.
+
+    Every picture is trained at `width` × `height`, or with `buckets` at the size that these have for its shape.
+    """
 
     records: Sequence[Record]
     width: int
     height: int
+    buckets: Buckets | None = None
+    interpolation: str = "lanczos"
     crop: str = "center"
     flip: bool = False
     caption_dropout: float = 0.0
@@ -68,6 +75,8 @@ class Dataset:
     encoder: Encoder
     store: Store
     geometry: Geometry | None = None
+    readers: int = 0
+    """Threads that read and decode pictures; 0 for one on each processor."""
 
     @cached_property
     def pictures(self) -> Pictures:
@@ -88,11 +97,20 @@ class Dataset:
 
     def transform(self, slot: Slot) -> Transform:
         """How the picture of `slot` is cropped and mirrored in its epoch."""
-        flip = self.flip and self._draw("flip", slot) < 0.5
+        centered = self._centered(slot.row, self.flip and self._draw("flip", slot) < 0.5)
         if self.crop == "center":
-            return self._centered(flip)
-        left, top = self._draw("crop-left", slot), self._draw("crop-top", slot)
-        return Transform(side_width=self.width, side_height=self.height, left=left, top=top, flip=flip)
+            return centered
+        return replace(centered, left=self._draw("crop-left", slot), top=self._draw("crop-top", slot))
+
+    def size(self, row: int) -> Size:
+        """Width and height in pixels at which the picture of a row is trained."""
+        if self.buckets is None:
+            return self.width, self.height
+        return self.buckets.size(*self.pictures.size(self.records[row].place))
+
+    def all_sizes(self) -> tuple[Size, ...]:
+        """`size` of every row; () where all are alike."""
+        return () if self.buckets is None else tuple(self.size(row) for row in range(len(self.records)))
 
     def caption(self, slot: Slot) -> str:
         """The caption of `slot` in its epoch; "" where it is dropped."""
@@ -108,7 +126,11 @@ class Dataset:
 
     def latents(self, slots: Sequence[Slot]) -> tuple[Float32, Float32]:
         """Mean and log-variance of the latent posterior of each slot, float32 [B, C, H, W] each."""
-        return self.pictures.get([(self.records[slot.row].place, self.transform(slot)) for slot in slots])
+        return self.pictures.get(self.wanted(slots))
+
+    def wanted(self, slots: Sequence[Slot]) -> list[Wanted]:
+        """The picture and the crop of each slot."""
+        return [(self.records[slot.row].place, self.transform(slot)) for slot in slots]
 
     def mask(self, slots: Sequence[Slot], height: int, width: int) -> Float32 | None:
         """Where in the latents the loss counts, float32 [B, 1, height, width]; None where no record has a mask."""
@@ -127,7 +149,7 @@ class Dataset:
         rows = []
         for slot in slots:
             whole = self.pictures.size(self.records[slot.row].place)
-            rows.append(self.geometry(whole, self.transform(slot).corner(*whole), (self.width, self.height)))
+            rows.append(self.geometry(whole, self.transform(slot).corner(*whole), self.size(slot.row)))
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
     def condition(self, captions: Sequence[str]) -> dict[str, Array]:
@@ -142,14 +164,15 @@ class Dataset:
         """
         paths = list(dict.fromkeys(record.place for record in self.records))
         problems: list[DataError] = []
-        for done, path in enumerate(paths, 1):
-            try:
-                self.pictures.sha256(path)
-            except DataError as error:
-                problems.append(error)
-            progress("fingerprints", done, len(paths))
+        with closing(in_order(self.pictures.sha256, paths, self.readers)) as found:
+            for done, (_, fingerprint) in enumerate(found, 1):
+                try:
+                    fingerprint.result()
+                except DataError as error:
+                    problems.append(error)
+                progress("fingerprints", done, len(paths))
         _raise_all(problems, len(paths))
-        pictures = self._prepare_pictures(paths, progress)
+        pictures = self._prepare_pictures(progress)
         self._prepare_masks(progress)
         captions_encoded, captions_reused = self._prepare_captions(progress)
         return Prepared(
@@ -167,11 +190,12 @@ class Dataset:
         have in common: the record says nothing of the machine. Names are left out of the last SHA-256, since they
         decide nothing but the order, which it covers: a folder may be moved between a run and its resumption.
         """
-        common = Path(os.path.commonpath([record.path.absolute().parent for record in self.records]))
-        roots = [*(folder.absolute() for folder in folders), common]
+        here = [str(path.absolute().parent) for path in {each.path for each in self.records} if isinstance(path, Path)]
+        common = [Path(os.path.commonpath(here))] if here else []
+        roots = [*(folder.absolute() for folder in folders), *common]
         pictures = [
             {
-                "file": _relative(record.path.absolute(), roots) + (str(record.inner) if record.inner else ""),
+                "file": _relative(record.path, roots) + (str(record.inner) if record.inner else ""),
                 "sha256": self.pictures.sha256(record.place),
                 "captions": list(record.captions),
                 "group": record.group,
@@ -188,8 +212,19 @@ class Dataset:
     def _draw(self, stream: str, slot: Slot) -> float:
         return float(uniforms(self.seed, stream, [(slot.epoch, slot.row)])[0])
 
-    def _centered(self, flip: bool) -> Transform:
-        return Transform(side_width=self.width, side_height=self.height, flip=flip)
+    def _centered(self, row: int, flip: bool) -> Transform:
+        width, height = self.size(row)
+        return Transform(
+            side_width=width,
+            side_height=height,
+            flip=flip,
+            interpolation=self.interpolation,
+            background=self.records[row].background,
+        )
+
+    def _all_centered(self, row: int) -> list[Transform]:
+        """Every transform under which the picture of a row is kept."""
+        return [self._centered(row, flip) for flip in ((False, True) if self.flip else (False,))]
 
     @cached_property
     def _renderings(self) -> dict[str, str]:
@@ -218,63 +253,77 @@ class Dataset:
         ]
 
     def _prepare_masks(self, progress: Progress) -> None:
-        transforms = [self._centered(flip) for flip in ((False, True) if self.flip else (False,))]
-        masked = list({(record.mask, record.place): record for record in self.records if record.mask}.values())
+        masked = list(
+            {(record.mask, record.place): row for row, record in enumerate(self.records) if record.mask}.values()
+        )
         problems: list[DataError] = []
-        for done, record in enumerate(masked, 1):
+        for done, row in enumerate(masked, 1):
             try:
-                self.masks.check(record, transforms)
+                self.masks.check(self.records[row], self._all_centered(row))
             except DataError as error:
                 problems.append(error)
             progress("masks", done, len(masked))
         _raise_all(problems, len(masked))
 
-    def _prepare_pictures(self, paths: Sequence[Place], progress: Progress) -> Prepared:
-        flips = (False, True) if self.flip else (False,)
-        transforms = [self._centered(flip) for flip in flips] if self.pictures.keep else []
+    def _prepare_pictures(self, progress: Progress) -> Prepared:
+        rows = {(record.place, record.background): row for row, record in enumerate(self.records)}
         seen: set[str] = set()
         notes: list[str] = []
         problems: list[DataError] = []
         encoded = 0
-        for done, path in enumerate(paths, 1):
-            known = {t: self.pictures.stored(path, t) for t in transforms}
-            missing = [t for t, entry in known.items() if entry is None]
-            if missing or not known:
+        with closing(in_order(self._looked_at, rows.values(), self.readers)) as found:
+            for done, (row, looked_at) in enumerate(found, 1):
+                path = self.records[row].place
                 try:
-                    picture, said = self.pictures.decode(path)
-                    notes += [f"{path}: {note}" for note in said]
-                    # With a broken one the run cannot start: what is left to do is to find the others soon.
-                    for transform in () if problems else missing:
-                        self.pictures.encode(path, transform, picture)
-                        encoded += 1
+                    wanted, picture = looked_at.result()
+                    transforms = wanted if self.pictures.keep else []
+                    # Asked once more: by now, the same picture may have come under another name.
+                    missing = [t for t in transforms if not self.pictures.known(path, t)]
+                    if missing or not transforms:
+                        picture = self.pictures.decode(path, wanted) if picture is None else picture
+                        notes += [f"{path}: {note}" for note in picture.notes]
+                        # With a broken one the run cannot start: what is left to do is to find the others soon.
+                        for transform in () if problems else missing:
+                            self.pictures.encode(path, transform, picture)
+                            encoded += 1
+                    seen |= {self.pictures.key(path, t) for t in transforms}
                 except DataError as error:
                     problems.append(error)
-            seen |= {self.pictures.key(path, t) for t in transforms}
-            progress("pictures", done, len(paths))
-        _raise_all(problems, len(paths))
+                progress("pictures", done, len(rows))
+        _raise_all(problems, len(rows))
         return Prepared(
-            encoded=encoded, reused=len(seen) - encoded, notes=(*notes, *self._enlarged(self.pictures.sizes))
+            encoded=encoded,
+            reused=len(seen) - encoded,
+            notes=(*notes, *self._enlarged({path: row for (path, _), row in rows.items()})),
         )
 
-    def _enlarged(self, sizes: Mapping[Place, tuple[int, int]]) -> list[str]:
+    def _looked_at(self, row: int) -> tuple[list[Transform], Decoded | None]:
+        """Under which transforms the picture of a row is wanted, and the picture where the cache lacks one of them."""
+        path, wanted = self.records[row].place, self._all_centered(row)
+        if self.pictures.keep and all(self.pictures.known(path, transform) for transform in wanted):
+            return wanted, None
+        return wanted, self.pictures.decode(path, wanted)
+
+    def _enlarged(self, rows: Mapping[Place, int]) -> list[str]:
         """One sentence on all the pictures that are narrower or lower than what is trained on."""
-        small = [
-            f"{path} ({width} × {height})"
-            for path, (width, height) in sizes.items()
-            if width < self.width or height < self.height
-        ]
+        small, sizes = [], set()
+        for path, row in rows.items():
+            (width, height), size = self.pictures.size(path), self.size(row)
+            if width < size[0] or height < size[1]:
+                small.append(f"{path} ({width} × {height})")
+                sizes.add(size)
         if not small:
             return []
         named = ", ".join(small[:NAMED]) + (f" and {len(small) - NAMED} more" if len(small) > NAMED else "")
         verbs = "is smaller than {} and is" if len(small) == 1 else "are smaller than {} and are"
-        verb = verbs.format(f"{self.width} × {self.height}")
-        return [f"{len(small)} of {len(sizes)} pictures {verb} enlarged: {named}"]
+        verb = verbs.format(" × ".join(map(str, *sizes)) if len(sizes) == 1 else "what they are trained at")
+        return [f"{len(small)} of {len(rows)} pictures {verb} enlarged: {named}"]
 
     def _prepare_captions(self, progress: Progress) -> tuple[int, int]:
         """How many captions were encoded, and how many were in the cache."""
         if not self.texts.keep:
             return 0, 0
-        missing = [caption for caption in self._renderings if self.texts.stored(caption) is None]
+        missing = [caption for caption in self._renderings if not self.texts.known(caption)]
         for done, caption in enumerate(missing, 1):
             self.texts.encode(caption)
             progress("captions", done, len(missing))
@@ -293,6 +342,9 @@ def _raise_all(problems: Sequence[DataError], pictures: int) -> None:
         )
 
 
-def _relative(path: Path, roots: Sequence[Path]) -> str:
+def _relative(path: File, roots: Sequence[Path]) -> str:
+    if not isinstance(path, Path):
+        return str(path)  # a URL is the same on every machine
+    path = path.absolute()
     # A root that is the file itself (an archive) leaves nothing of its name.
     return next(path.relative_to(root).as_posix() for root in roots if path.is_relative_to(root) and path != root)

@@ -17,7 +17,7 @@ from gesso.arrays import Float32, UInt8
 from gesso.data import images
 from gesso.data.cache import key
 from gesso.data.encoded import Pictures
-from gesso.data.images import Transform
+from gesso.data.images import Decoded, Transform
 from gesso.data.record import Record
 from gesso.errors import DataError
 
@@ -76,7 +76,7 @@ class Masks:
         if place == record.place:
             return images.opacity(data, place)
         # Grey as the eye sees it: an editor saves black and white in any mode.
-        mask = images.decode(data, place)[0] @ np.array([0.299, 0.587, 0.114])
+        mask = images.decode(data, place).pixels @ np.array([0.299, 0.587, 0.114])
         width, height = self.pictures.size(record.place)
         if abs(mask.shape[1] * height / (mask.shape[0] * width) - 1.0) > SLACK:
             raise DataError(
@@ -90,6 +90,6 @@ class Masks:
 
 def _small(mask: UInt8, transform: Transform, height: int, width: int) -> Float32:
     """The mask [any height, any width] under the transform, averaged to float32 [height, width], from 0 to 1."""
-    whole = images.apply(np.repeat(mask[..., None], 3, axis=2), transform)[0]
+    whole = images.apply(Decoded.of(np.repeat(mask[..., None], 3, axis=2)), transform)[0]
     parts = whole.reshape(height, whole.shape[0] // height, width, whole.shape[1] // width)
     return np.asarray((parts.mean((1, 3), dtype=np.float64) + 1.0) / 2.0, dtype=np.float32)
