@@ -12,7 +12,7 @@ from PIL import Image, ImageEnhance
 from gesso.data.alike import groups, near_duplicates, thumbnail
 from gesso.data.cache import Store
 from gesso.errors import RecipeError
-from gesso.job import pictures
+from gesso.gathering import pictures
 from gesso.schema import DataTable, Recipe, Validate
 
 
@@ -64,6 +64,20 @@ def test_thumbnails_are_kept_by_content(tmp_path: Path, monkeypatch: pytest.Monk
     first = near_duplicates(paths, store)
     monkeypatch.setattr("gesso.data.images.sketch", lambda place: pytest.fail(f"{place} was read again"))
     assert near_duplicates(paths, Store(tmp_path / "cache")) == first
+
+
+def test_a_long_pass_tells_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "p"
+    for number in range(4):
+        folder.mkdir(exist_ok=True)
+        drawing(number).save(folder / f"{number}.png")
+    told: list[tuple[str, int, int]] = []
+    recipe = Recipe.model_validate({"data": [{"path": str(folder), "prompt": "p"}], "validate": {"holdout": 0.25}})
+    pictures(recipe, lambda *each: told.append(each))
+    assert told == []  # it was over in a moment
+    monkeypatch.setattr("gesso.gathering.PATIENCE_SECONDS", -1.0)
+    pictures(recipe, lambda *each: told.append(each))
+    assert told == [("looking for pictures that show the same", done, 4) for done in range(4)]
 
 
 def test_twenty_thousand_pictures_take_seconds() -> None:

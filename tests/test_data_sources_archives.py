@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 import random
 import tarfile
 import tracemalloc
@@ -244,9 +246,19 @@ def test_tar_samples_and_what_is_wrong_with_them(tmp_path: Path) -> None:
         captions(file, image_column="png")
     with pytest.raises(DataError, match='"long" is missing; there is caption, other'):
         captions(tar(file, good), caption_column="long")
-    file.write_bytes(gzip.compress(shard(tmp_path / "b.tar").read_bytes()))
-    with pytest.raises(DataError, match="the archive is compressed"):
-        captions(file)
+    whole = shard(tmp_path / "b.tar").read_bytes()
+    for packed, tool in ((gzip.compress, "gunzip"), (bz2.compress, "bunzip2"), (lzma.compress, "unxz")):
+        file.write_bytes(packed(whole))
+        with pytest.raises(DataError, match="the archive is compressed") as caught:
+            captions(file)
+        assert tool in caught.value.todo
+
+
+def test_packed_files_are_named_for_what_they_are(tmp_path: Path) -> None:
+    for name in ("a.zip", "a.tar.gz", "a.tgz", "a.7z"):
+        (tmp_path / name).write_bytes(b"PK")
+        with pytest.raises(DataError, match="a packed file, which gesso does not read in place"):
+            captions(tmp_path / name)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from sources_parts import captions, picture, table
 
 from gesso.data.sources import orphans, read
 from gesso.errors import DataError, RecipeError
-from gesso.job import pictures
+from gesso.gathering import pictures
 from gesso.schema import Recipe
 
 
@@ -81,6 +81,7 @@ def test_subsets_bring_their_own_words(tmp_path: Path) -> None:
         image_dir = "HERE/dog"
         num_repeats = 2
         caption_prefix = "best,"
+        caption_tag_dropout_rate = 0.25
         [[datasets.subsets]]
         image_dir = "HERE/cat"
         class_tokens = "a cat"
@@ -99,7 +100,9 @@ def test_subsets_bring_their_own_words(tmp_path: Path) -> None:
         "best, ",
     )
     assert (cat.captions, cat.style.suffix, cat.style.shuffle, cat.mask) == (("a cat",), " end", False, cat.path)
+    assert (dog.style.drop, cat.style.drop) == (0.25, 0.0)
     assert {record.reader for record in (dog, cat)} == {"kohya dataset TOML"}
+    assert f"{file}: enable_bucket: train.buckets of the recipe decides" in orphans(table(file))
     (tmp_path / "cat" / "lonely.txt").write_text("no picture")
     assert f"{tmp_path}/cat/lonely.txt: a caption without a picture; it is not used" in orphans(table(file))
 
@@ -124,8 +127,18 @@ def test_a_run_is_not_written_into_a_subset(tmp_path: Path) -> None:
         ("[[datasets]]\nsubsets = 3", "it has no"),
         ("[[datasets]]\n[[datasets.subsets]]\nnum_repeats = 1", "subset 1: image_dir is missing"),
         ("[[datasets]]\nresolution = 512\n[[datasets.subsets]]\nimage_dir = 'x'", "resolution is for the whole run"),
-        ("[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'x'\nis_reg = true", "is_reg is for the whole run"),
-        ("[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'x'\ncolor_aug = true", 'does not do "color_aug"'),
+        ("[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'x'\ncolor_aug = true", '"color_aug": gesso does not change'),
+        ("[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'x'\nmetadata_file = 'm'", "captions stand beside"),
+        ("[[datasets]]\nresize_interpolation = 'area'\n[[datasets.subsets]]\nimage_dir = 'x'", "for the whole run"),
+        ("[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'x'\nnew_key = 1", 'does not do "new_key"'),
+        (
+            "[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'x'\ncaption_tag_dropout_rate = 1.0",
+            "must be a share below 1, but is 1.0",
+        ),
+        (
+            "[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'x'\ncaption_tag_dropout_rate = true",
+            "must be a share below 1, but is True",
+        ),
         ("[[datasets]]\n[[datasets.subsets]]\nimage_dir = 3", "image_dir must be text, but is 3"),
         ("[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'x'\nnum_repeats = -1", "must be a whole number, but is -1"),
         ("[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'x'\nnum_repeats = true", "must be a whole number"),

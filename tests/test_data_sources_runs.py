@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from remote_parts import serving
 from runs import gesso, hashes, pictures, recipe
 from sources_parts import parquet, saved, tar
 
@@ -52,6 +53,32 @@ def test_every_form_ends_in_the_same_weights(tmp_path: Path, linear: Path) -> No
         "json": lists,
     }.items():
         assert trained(tmp_path / name, linear, {"path": str(path)}) == expected, name
+
+
+@pytest.mark.slow
+def test_a_run_on_shards_behind_a_url_ends_like_one_on_the_folder_and_keeps_no_secret(
+    tmp_path: Path, linear: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("aiohttp")
+    content = loose(tmp_path)
+    expected = trained(tmp_path / "loose", linear, {"path": str(tmp_path / "pictures")})
+    monkeypatch.setenv("SIGNATURE", "X-Sig=s3cr3t")
+    monkeypatch.setenv("NO_PROXY", "*")
+    with serving() as server:
+        for number, span in enumerate((content[:2], content[2:])):
+            members = [(f"{n}.png", data) for n, (data, _) in enumerate(span)]
+            members += [(f"{n}.txt", caption.encode()) for n, (_, caption) in enumerate(span)]
+            server.files[f"/{number}.tar"] = tar(tmp_path / "one.tar", members).read_bytes()
+        data: dict[str, object] = {"path": f"{server.address}/{{0..1}}.tar?$SIGNATURE"}
+        trained(tmp_path / "far", linear, data, "--train.steps", "5")
+        assert trained(tmp_path / "far", linear, data) == expected
+        server.refuse = 403
+        done = gesso("train", tmp_path / "far" / "recipe.toml", "--train.steps", "20")
+    assert done.returncode == 6
+    assert done.stderr.startswith(f"gesso: {server.address}/0.tar: the host does not allow reading this")
+    kept = [path for path in (tmp_path / "far").rglob("*") if path.is_file() and b"s3cr3t" in path.read_bytes()]
+    assert kept == []
+    assert "s3cr3t" not in done.stderr + done.stdout
 
 
 def test_a_run_with_masks_shuffles_and_wildcards_goes_on_bit_for_bit(tmp_path: Path, linear: Path) -> None:

@@ -7,7 +7,7 @@ would take a red and a green apple for one.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 from PIL import Image
@@ -23,13 +23,18 @@ TONES = 12.0
 WIDTH, HEIGHT = 9, 8
 
 
-def near_duplicates(places: Sequence[Place], store: Store | None) -> list[int]:
+def near_duplicates(
+    places: Sequence[Place], store: Store | None, progress: Callable[[str, int, int], None] | None = None
+) -> list[int]:
     """The group of each picture: the number of the first one that is alike. What cannot be read is like no other.
 
-    Thumbnails are kept in `store`, where there is one, by the picture's bytes.
+    Thumbnails are kept in `store`, where there is one, by the picture's bytes. `progress` is told what is done, how
+    many pictures of how many.
     """
     found: dict[int, UInt8] = {}
     for at, place in enumerate(places):
+        if progress:
+            progress("looking for pictures that show the same", at, len(places))
         try:
             name = key(kind="thumbnail 9x8 of a sketch", picture=images.fingerprint(place))
             known = store.get(name) if store else None

@@ -15,6 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from gesso.data.remote import Remote
 from gesso.errors import DataError, RecipeError
 
 HELD = {".arrow": 256, ".parquet": 4}
@@ -37,7 +38,7 @@ def library(name: str = "pyarrow") -> Any:
 class Table:
     """An open Arrow or Parquet file: its columns by name with whether they hold pictures, and its number of rows."""
 
-    def __init__(self, path: Path, file: Any, schema: Any, rows: int) -> None:
+    def __init__(self, path: Path | Remote, file: Any, schema: Any, rows: int) -> None:
         self.path, self.file, self.rows = path, file, rows
         self.columns = {field.name: _holds_pictures(field.type) for field in schema}
         self._parquet = hasattr(file, "iter_batches")
@@ -84,14 +85,13 @@ _open: dict[str, OrderedDict[tuple[object, ...], Table]] = {}
 _lock = threading.Lock()
 
 
-def opened(path: Path) -> Table:
+def opened(path: Path | Remote) -> Table:
     """The file at `path`, Arrow (stream or file) by its ending .arrow, otherwise Parquet. Raises DataError.
 
     The last few files stay open; one that has changed since is opened anew.
     """
     with _named(path), _lock:
-        status = path.stat()
-        key = (path, status.st_size, status.st_mtime_ns)
+        key = _version(path)
         ending = path.suffix.lower()
         held = _open.setdefault(ending, OrderedDict())
         if key not in held:
@@ -102,7 +102,7 @@ def opened(path: Path) -> Table:
         return held[key]
 
 
-def picture(path: Path, column: str, row: int) -> bytes:
+def picture(path: Path | Remote, column: str, row: int) -> bytes:
     """The bytes of the picture in a row. Raises DataError where there are none."""
     value = opened(path).value(column, row)
     data = value.get("bytes") if isinstance(value, dict) else value
@@ -116,9 +116,16 @@ def picture(path: Path, column: str, row: int) -> bytes:
     )
 
 
-def _table(path: Path) -> Table:
+def _version(path: Path | Remote) -> tuple[object, ...]:
+    if isinstance(path, Remote):
+        return path, path.size, path.stamp
+    status = path.stat()
+    return path, status.st_size, status.st_mtime_ns
+
+
+def _table(path: Path | Remote) -> Table:
     pa = library()
-    if path.suffix.lower() == ".arrow":
+    if isinstance(path, Path) and path.suffix.lower() == ".arrow":
         source = pa.memory_map(str(path))
         start = source.read(6)
         source.seek(0)
@@ -127,7 +134,8 @@ def _table(path: Path) -> Table:
         whole.validate(full=True)
         return Table(path, whole, whole.schema, whole.num_rows)
     # Page by page; by default pyarrow reads all of a row group's column at once.
-    file = library("pyarrow.parquet").ParquetFile(path, buffer_size=2**20, pre_buffer=False)
+    source = path.open() if isinstance(path, Remote) else path
+    file = library("pyarrow.parquet").ParquetFile(source, buffer_size=2**20, pre_buffer=False)
     return Table(path, file, file.schema_arrow, file.metadata.num_rows)
 
 
@@ -139,7 +147,7 @@ def _holds_pictures(kind: Any) -> bool:
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
+def _named(path: Path | Remote) -> Iterator[None]:
     """What pyarrow raises for a damaged file, as a DataError that names it."""
     pa = library()
     try:
@@ -154,6 +162,6 @@ def _named(path: Path) -> Iterator[None]:
         raise _damaged(path, str(error).strip()) from error
 
 
-def _damaged(path: Path, reason: str) -> DataError:
+def _damaged(path: Path | Remote, reason: str) -> DataError:
     kind = "Arrow" if path.suffix.lower() == ".arrow" else "Parquet"
     return DataError(f"cannot be read as {kind}: {reason}", where=str(path), todo="copy or download the file again")

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from gesso.data.sources import text
 from gesso.data.sources.folder import CAPTIONS, Folder, Found, stem
+from gesso.errors import DataError
+
+LARGEST = 1 << 20
+"""Bytes of a caption; a whole book has as many."""
 
 
 def read(folder: Folder, encoding: str) -> dict[str, Found]:
@@ -13,10 +19,19 @@ def read(folder: Folder, encoding: str) -> dict[str, Found]:
         file = caption_of(folder, name)
         if file is not None:
             where = f"{folder.name}/{file}"
+            _check_size(folder.captions[file], where)
             caption = text.clean(text.read(folder.captions[file], where, encoding), where)
             if caption:
                 found[name] = ((caption,), (), where)
     return found
+
+
+def _check_size(path: Path, where: str) -> None:
+    size = path.stat().st_size if path.is_file() else 0  # what is wrong with no file is said when it is read
+    if size > LARGEST:
+        raise DataError(
+            f"{size:,} bytes are no caption", where=where, todo="write a sentence, or take the file out of the folder"
+        )
 
 
 def orphans(folder: Folder) -> list[str]:

@@ -22,7 +22,7 @@ def read(folder: Folder, encoding: str) -> dict[str, Found]:
     where = f"{folder.name}/{NAME}"
     try:
         pairs = json.loads(text.read(folder.lists[NAME], where, encoding), object_pairs_hook=tuple)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"not JSON: {error}", where=where, todo=TODO) from error
     if not isinstance(pairs, tuple):
         raise DataError("not a JSON object of names and captions", where=where, todo=TODO)

@@ -7,16 +7,20 @@ caption's is data.caption_column, or the one called "text" or "caption".
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 from gesso.data import arrow
-from gesso.data.places import Cell
+from gesso.data.index import Index, Row, silent_rows
+from gesso.data.places import Cell, File, Member
 from gesso.data.record import Record
-from gesso.data.sources import rows, text
-from gesso.data.sources.folder import Folder, Found
-from gesso.data.sources.made import records
+from gesso.data.records import Indexed, joined
+from gesso.data.sources import kept, rows, text
+from gesso.data.sources.folder import Folder
+from gesso.data.sources.made import alike, none_silent
 from gesso.errors import DataError
 from gesso.schema import DataTable
 
@@ -25,27 +29,50 @@ TRAIN = "train"
 """The split that is learned from, where there are several."""
 
 
-def read(files: Sequence[Path], table: DataTable, group: str, key: str, *, name: str, reader: str) -> list[Record]:
-    """One record a row, files in their order. `name` is the source as the user wrote it."""
-    pictures: dict[str, tuple[Path, Cell | None]] = {}
-    found: dict[str, tuple[Found, str]] = {}
-    for path in files:
-        open_ = arrow.opened(path)
-        image = _image(open_, table, key)
-        caption = _caption(open_, table, key)
-        for row in range(open_.rows):
-            pictures[f"{path.name} row {row}"] = (path, Cell(image, row))
-        for row, value in enumerate(open_.texts(caption) if caption else ()):
-            where = f"{path} row {row}"
-            try:
-                captions, shares = rows.wording(value, caption, where)
-            except rows.Wrong as error:
-                raise DataError(str(error), where=where, todo=f"name another with {key}.caption_column") from error
-            if captions:
-                found[f"{path.name} row {row}"] = ((captions, shares, where), reader)
-    if not pictures:
+def read(
+    files: Sequence[File],
+    table: DataTable,
+    group: str,
+    key: str,
+    *,
+    name: str,
+    reader: str,
+    cache: Path | None = None,
+) -> Sequence[Record]:
+    """One record a row, files in their order. `name` is the source as the user wrote it.
+
+    Captions are read once; they are kept in the folder `cache`, as the index of a shard is.
+    """
+
+    def opened(path: File) -> tuple[str, Index]:
+        there = arrow.opened(path)
+        image, caption = _image(there, table, key), _caption(there, table, key)
+        return image, kept.made(path, {"column": caption}, cache, lambda: _rows(there, caption, key))
+
+    parts = list(zip(files, kept.each(files, opened), strict=True))
+    if not any(len(index) for _, (_, index) in parts):
         raise DataError("there is no row in it", where=name, todo=f"check {key}.path")
-    return records(table, pictures, found, name=name, group=group, key=key, masks={})
+    none_silent(table, key, name, ((index, _named(path, index)) for path, (_, index) in parts))
+    same = alike(table, group, key, reader)
+    return joined([Indexed(path, index, partial(Cell, image), same) for path, (image, index) in parts])
+
+
+def _rows(table: arrow.Table, caption: str, key: str) -> Iterator[Row]:
+    """The rows of a table with their captions, "" naming no column of them."""
+    values = table.texts(caption) if caption else repeat(None, table.rows)
+    for row, value in enumerate(values):
+        where = f"{table.path} row {row}"
+        try:
+            captions, shares = rows.wording(value, caption, where)
+        except rows.Wrong as error:
+            raise DataError(str(error), where=where, todo=f"name another with {key}.caption_column") from error
+        yield Row(member=Member("", row, 0), captions=captions, shares=shares)
+
+
+def _named(path: File, found: Index) -> Iterator[str]:
+    """Rows without a caption, as messages name them."""
+    for row in silent_rows(found.columns):
+        yield f"{path.name} row {row}"
 
 
 def saved(root: Path, name: str, key: str) -> list[Path]:
@@ -127,7 +154,7 @@ def _caption(table: arrow.Table, asked: DataTable, key: str) -> str:
 def _json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(text.read(path, str(path)))
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"not JSON: {error}", where=str(path), todo="save the data set again") from error
     if not isinstance(found, dict):
         raise DataError("not a JSON object", where=str(path), todo="save the data set again")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,8 @@ LISTS = ("metadata.jsonl", "metadata.csv", "metadata.parquet", "image_captions.j
 """Files that list pictures with their captions; they count in the folder itself, not further down."""
 SHARDS = (".tar", ".parquet", ".arrow")
 """Endings of files that hold pictures."""
+PACKED = (".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
+HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 MASK = "-masklabel"
 """What the name of a mask has behind the stem of its picture: dog.jpg, dog-masklabel.png."""
 
@@ -42,20 +46,26 @@ class Folder:
     """Linked folders, which are not followed: a link may lead outside, or round in a circle."""
 
 
-def scan(name: str, key: str = "data") -> Folder:
+def scan(name: str, key: str = "data", problems: list[DataError] | None = None) -> Folder:
     """Walk the folder `name`. Hidden entries are left out, linked files are taken, linked folders are not entered.
 
     `key` is the recipe's table that the folder stands in. Raises DataError for a folder that is missing or cannot be
-    read, and for a name that is not text: every record of a run is UTF-8, which could not hold it.
+    read, and for a name that is not text: every record of a run is UTF-8, which could not hold it. With `problems`,
+    what is wrong below the folder is put there, all of it, and left out of the folder.
     """
     root = Path(name).expanduser()
     check_name(name, f"set {key}.path to a folder whose name is UTF-8")
     if not root.is_dir():
-        what = "is a file, not a folder of pictures" if root.exists() else "there is no such folder"
-        raise DataError(what, where=name, todo=f"check {key}.path; it is relative to where gesso was started")
+        raise _no_folder(root, name, key)
     files: dict[str, Path] = {}
     links: list[str] = []
-    for here, folders, names in os.walk(root, onerror=_unreadable):
+
+    def wrong(error: DataError) -> None:
+        if problems is None:
+            raise error
+        problems.append(error)
+
+    for here, folders, names in os.walk(root, onerror=lambda error: wrong(_unreadable(error))):
         place = Path(here)
         prefix = "" if place == root else f"{place.relative_to(root).as_posix()}/"
         folders[:] = [folder for folder in folders if not folder.startswith(".")]
@@ -65,7 +75,13 @@ def scan(name: str, key: str = "data") -> Folder:
     endings = {file: path.suffix.lower() for file, path in files.items()}
     known = {*PICTURES, *CAPTIONS, *SHARDS, ".jsonl", ".csv", ".json"}
     for entry in [*(file for file, ending in endings.items() if ending in known), *links]:
-        check_name(f"{name}/{entry}", "rename it; `convmv` renames whole folders to UTF-8")
+        try:
+            check_name(f"{name}/{entry}", "rename it; `convmv` renames whole folders to UTF-8")
+            if entry in files:
+                _check_plain(f"{name}/{entry}", files[entry])
+        except DataError as error:
+            wrong(error)
+            files.pop(entry, None)
     pictures = {file: path for file, path in files.items() if endings[file] in PICTURES}
     masks = _masks(pictures)
     hidden = set(masks.values())
@@ -80,6 +96,17 @@ def scan(name: str, key: str = "data") -> Folder:
         nested=tuple(file for file in files if file.rpartition("/")[2] in LISTS and "/" in file),
         links=tuple(sorted(links)),
     )
+
+
+def _no_folder(root: Path, name: str, key: str) -> DataError:
+    if root.suffix.lower() in PACKED and root.exists():
+        what = "a packed file, which gesso does not read in place"
+        return DataError(what, where=name, todo="unpack it into a folder, or into a plain .tar")
+    what = "is a file, not a folder of pictures" if root.exists() else "there is no such folder"
+    todo = f"check {key}.path; it is relative to where gesso was started"
+    if not root.exists() and HUB_NAME.fullmatch(name):
+        todo += f'. For a data set of the Hub write {key}.path = "hub:{name}"'
+    return DataError(what, where=name, todo=todo)
 
 
 def stem(name: str) -> str:
@@ -97,6 +124,16 @@ def check_name(name: str, todo: str) -> None:
         raise DataError("the name is not UTF-8 text", where=shown, todo=todo) from error
 
 
+def _check_plain(name: str, path: Path) -> None:
+    """Raise DataError for a pipe or a device, which could be read for ever. A link to nothing fails when it is read."""
+    try:
+        plain = stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return
+    if not plain:
+        raise DataError("neither a file nor a link to one, but a pipe or a device", where=name, todo="remove it")
+
+
 def _masks(pictures: Mapping[str, Path]) -> dict[str, Path]:
     """The pictures that are masks of others, by what they mask."""
     stems = {stem(name) for name in pictures}
@@ -104,7 +141,9 @@ def _masks(pictures: Mapping[str, Path]) -> dict[str, Path]:
     return {name: path for name, path in named.items() if name in stems}
 
 
-def _unreadable(error: OSError) -> None:
-    raise DataError(
+def _unreadable(error: OSError) -> DataError:
+    found = DataError(
         f"the folder cannot be read ({error.strerror})", where=str(error.filename), todo="check its permissions"
-    ) from error
+    )
+    found.__cause__ = error
+    return found

@@ -39,5 +39,5 @@ def _lines(path: Path, where: str, encoding: str) -> Iterator[tuple[int, Any]]:
             continue
         try:
             yield number, json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             yield number, Wrong(f"not JSON: {error}")

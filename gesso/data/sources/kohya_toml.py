@@ -20,6 +20,7 @@ from gesso.schema import DataTable
 
 READER = "kohya dataset TOML"
 TEXT, NUMBER, SWITCH = (str, "text"), (int, "a whole number"), (bool, "true or false")
+SHARE = (float, "a share below 1")
 KNOWN: dict[str, tuple[type, str]] = {
     "image_dir": TEXT,
     "num_repeats": NUMBER,
@@ -32,6 +33,8 @@ KNOWN: dict[str, tuple[type, str]] = {
     "caption_separator": TEXT,
     "enable_wildcard": SWITCH,
     "alpha_mask": SWITCH,
+    "is_reg": SWITCH,
+    "caption_tag_dropout_rate": SHARE,
 }
 """What a subset may say, with what it must be."""
 ELSEWHERE = {
@@ -40,19 +43,33 @@ ELSEWHERE = {
     "random_crop": 'train.crop = "random"',
     "flip_aug": "train.flip",
     "caption_dropout_rate": "train.caption_dropout",
-    "is_reg": "prior.path and prior.prompt",
+    "resize_interpolation": "train.interpolation",
     "validation_split": "validate.holdout",
 }
 """What the recipe says for the whole run; 0 and false ask for nothing."""
-IDLE = ("enable_bucket", "min_bucket_reso", "max_bucket_reso", "bucket_reso_steps", "bucket_no_upscale", "cache_info")
-"""What changes nothing here: pictures are cropped to the recipe's square."""
+BUCKETS = ("enable_bucket", "min_bucket_reso", "max_bucket_reso", "bucket_reso_steps", "bucket_no_upscale")
+"""What the recipe's train.buckets decides; a note says so."""
+IDLE = ("cache_info", "token_warmup_min", "validation_seed", "custom_attributes", "skip_image_resolution")
+"""What changes nothing here, or belongs to a key that is refused."""
+NOT_DONE = {
+    "color_aug": "gesso does not change colours",
+    "face_crop_aug_range": "gesso does not look for faces",
+    "caption_dropout_every_n_epochs": "captions are dropped by a share: train.caption_dropout in the recipe",
+    "keep_tokens_separator": "the tags that stay in front are counted: keep_tokens",
+    "secondary_separator": "tags have one separator: caption_separator",
+    "token_warmup_step": "captions have all of their tags from the first step on",
+    "metadata_file": "captions stand beside the pictures, or in metadata.jsonl in their folder",
+    "conditioning_data_dir": "pictures that condition others belong to ControlNet, which gesso does not train",
+    "network_multiplier": "an adapter acts in full",
+}
+"""What gesso does not do, and why or what else there is; 0 and false ask for nothing."""
 
 
 def read(path: Path, table: DataTable, group: str, key: str) -> list[Record]:
     """The pictures of all subsets. Raises DataError for a file that is no such TOML, and for what gesso does not do."""
     found: list[Record] = []
     for inner in tables(path, table):
-        each = loose.read(scan(inner.path, key), inner, group, key)
+        each = loose.read(scan(inner.path, key), inner, "class" if inner.group == "class" else group, key)
         found += [replace(record, reader=READER) for record in each] * inner.repeats
     return found
 
@@ -62,6 +79,13 @@ def tables(path: Path, table: DataTable) -> list[DataTable]:
     name = Path(table.path).as_posix()
     subsets = enumerate(_subsets(path, name), 1)
     return [_table(subset, table, f"{name}, subset {number}") for number, subset in subsets]
+
+
+def notes(path: Path, table: DataTable) -> list[str]:
+    """What the file says and the recipe decides, one sentence each."""
+    name = Path(table.path).as_posix()
+    said = [word for word in BUCKETS if any(subset.get(word) for subset in _subsets(path, name))]
+    return [f"{name}: {', '.join(said)}: train.buckets of the recipe decides"] if said else []
 
 
 def _subsets(path: Path, name: str) -> list[dict[str, Any]]:
@@ -87,21 +111,24 @@ def _subsets(path: Path, name: str) -> list[dict[str, Any]]:
     return found
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+def _fits(value: Any, kind: type) -> bool:
+    if kind in (int, float) and (isinstance(value, bool) or not isinstance(value, int | kind) or value < 0):
+        return False
+    return value < 1 if kind is float else isinstance(value, kind)
 
 
 def _table(subset: Mapping[str, Any], table: DataTable, where: str) -> DataTable:
     """The subset as a table of a recipe."""
     for word, value in subset.items():
-        if word in IDLE or (word in ELSEWHERE and not value):
+        if word in (*IDLE, *BUCKETS) or (word in (*ELSEWHERE, *NOT_DONE) and not value):
             continue
         if word in ELSEWHERE:
             raise DataError(f"{word} is for the whole run", where=where, todo=f"set {ELSEWHERE[word]} in the recipe")
         if word not in KNOWN:
-            raise DataError(f'gesso does not do "{word}"', where=where, todo="take the line out")
+            why = f": {NOT_DONE[word]}" if word in NOT_DONE else ""
+            raise DataError(f'gesso does not do "{word}"{why}', where=where, todo="take the line out")
         kind, what = KNOWN[word]
-        if not isinstance(value, kind) or (kind is int and not _is_count(value)):
+        if not _fits(value, kind):
             raise DataError(f"{word} must be {what}, but is {value!r}", where=where)
     if not subset.get("image_dir"):
         raise DataError("image_dir is missing", where=where, todo='write image_dir = "photos"')
@@ -113,11 +140,13 @@ def _table(subset: Mapping[str, Any], table: DataTable, where: str) -> DataTable
         )
     said: dict[str, Any] = {
         "path": subset["image_dir"],
+        "group": "class" if subset.get("is_reg") else table.group,
         "format": "folder",
         "prompt": subset.get("class_tokens", table.prompt),
         "repeats": subset.get("num_repeats", 1),
         "shuffle": subset.get("shuffle_caption", table.shuffle),
         "keep_tokens": subset.get("keep_tokens", table.keep_tokens),
+        "tag_dropout": subset.get("caption_tag_dropout_rate", table.tag_dropout),
         "separator": subset.get("caption_separator", table.separator),
         "wildcards": subset.get("enable_wildcard", table.wildcards),
         "masks": subset.get("alpha_mask", table.masks),

@@ -65,7 +65,7 @@ def _listed(folder: Folder, table: DataTable, key: str) -> dict[str, tuple[Found
     """What the lists in the folder say, with the list's name."""
     found: dict[str, tuple[Found, str]] = {}
     for name in folder.lists:
-        for picture, entry in _read(folder, name, table, key).items():
+        for picture, entry in read_list(folder, name, table, key).items():
             if picture in found and found[picture][0][:2] != entry[:2]:
                 raise DataError(
                     f"{picture} has one caption in {found[picture][0][2].rpartition('/')[2]} "
@@ -77,7 +77,8 @@ def _listed(folder: Folder, table: DataTable, key: str) -> dict[str, tuple[Found
     return found
 
 
-def _read(folder: Folder, name: str, table: DataTable, key: str) -> dict[str, Found]:
+def read_list(folder: Folder, name: str, table: DataTable, key: str) -> dict[str, Found]:
+    """What one list in the folder says of its pictures."""
     image, caption = table.image_column, table.caption_column
     if name == jsonl.NAME:
         return jsonl.read(folder, table.encoding, image, caption, key)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 
 from gesso.data.captions import Style
+from gesso.data.index import Index
 from gesso.data.places import Cell, Inside, Member, Place
 from gesso.data.record import Record
+from gesso.data.records import Alike
 from gesso.data.sources.folder import Found
 from gesso.data.sources.text import clean
 from gesso.errors import DataError
@@ -39,8 +42,49 @@ def style(table: DataTable) -> Style:
         suffix=table.suffix,
         shuffle=table.shuffle,
         keep=table.keep_tokens,
+        drop=table.tag_dropout,
         separator=table.separator,
         wildcards=table.wildcards,
+    )
+
+
+def alike(table: DataTable, group: str, key: str, reader: str) -> Alike:
+    """What the records of one source have in common."""
+    asked = f"{key}.prompt"
+    return Alike(
+        group=group,
+        weight=table.weight,
+        masks=table.masks,
+        outside=table.unmasked_weight,
+        background=table.background,
+        style=style(table),
+        reader=reader,
+        prompt="" if table.prompt is None else clean(table.prompt, where=asked),
+        asked=asked,
+    )
+
+
+def none_silent(table: DataTable, key: str, name: str, shards: Iterable[tuple[Index, Iterable[str]]]) -> None:
+    """Raise DataError for rows without a caption where there is no prompt; each index comes with what names them."""
+    if table.prompt is not None:
+        return
+    missing, total = list[str](), 0
+    count = 0
+    for index, names in shards:
+        total += len(index)
+        count += index.silent
+        missing += islice(names, SHOWN - len(missing)) if index.silent else ()
+    if count:
+        raise _no_caption(missing, count, total, name, key)
+
+
+def _no_caption(names: Sequence[str], count: int, total: int, where: str, key: str) -> DataError:
+    more = f" and {count - len(names)} more" if count > len(names) else ""
+    return DataError(
+        f"{count} of {total} pictures have no caption: {', '.join(names)}{more}",
+        where=where,
+        todo="write a .txt of the same name beside each (an empty one counts as none), "
+        f"list them in metadata.jsonl, or set {key}.prompt for all of them",
     )
 
 
@@ -63,12 +107,7 @@ def records(
         found = {**dict.fromkeys(pictures, (prompt, f"{key}.prompt")), **found}
     missing = [picture for picture in pictures if picture not in found]
     if missing:
-        raise DataError(
-            f"{len(missing)} of {len(pictures)} pictures have no caption: {listed(missing)}",
-            where=name,
-            todo="write a .txt of the same name beside each (an empty one counts as none), "
-            f"list them in metadata.jsonl, or set {key}.prompt for all of them",
-        )
+        raise _no_caption(missing[:SHOWN], len(missing), len(pictures), name, key)
     rendered = style(table)
     made = []
     for picture, (path, inner) in pictures.items():
@@ -83,6 +122,7 @@ def records(
                 # Without a mask of its own, the picture's transparency is its mask.
                 mask=masks.get(picture, own) if table.masks else None,
                 outside=table.unmasked_weight,
+                background=table.background,
                 origin=origin,
                 inner=inner,
                 shares=shares,

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath, PureWindowsPath
+from types import MappingProxyType
 from typing import Any
 
 from gesso.data.sources import text
@@ -24,6 +25,13 @@ Wording = tuple[tuple[str, ...], tuple[float, ...]]
 
 class Wrong(ValueError):
     """What is wrong with one row, in words; rows are counted, and one message names them all."""
+
+
+class WrongRows(DataError):
+    """A list with rows that cannot be used: the message names the first few, `problems` all, `found` has the others."""
+
+    problems: Sequence[str] = ()
+    found: Mapping[str, Found] = MappingProxyType({})
 
 
 def collect(
@@ -60,13 +68,17 @@ def collect(
             found[picture] = (captions, shares, at)
         except Wrong as error:
             problems.append(f"line {number}: {error}")
+        except DataError as error:  # a caption that no tokenizer can take
+            problems.append(f"line {number}: {error.what}")
     if problems:
         more = f"\n  and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-        raise DataError(
+        wrong = WrongRows(
             f"{len(problems)} line(s) cannot be used\n  " + "\n  ".join(problems[:SHOWN]) + more,
             where=where,
             todo=example,
         )
+        wrong.problems, wrong.found = problems, {name: entry for name, entry in found.items() if entry[0]}
+        raise wrong
     return {name: entry for name, entry in found.items() if entry[0]}
 
 
