@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
-from itertools import permutations
+from itertools import permutations, product
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +55,28 @@ def test_a_shuffle_keeps_the_first_tags_and_loses_none() -> None:
         o.replace(", ", "| ") for o in _orders(["a", "b", "c"])
     }
     assert drawn("a ,, b, ", Style(shuffle=True, keep=9), 3) == {"a, b": 3}
+
+
+def test_tags_behind_the_kept_ones_are_dropped_by_chance() -> None:
+    found = drawn(TAGS, Style(drop=0.25, keep=1))
+    assert all(caption.split(", ")[0] == "1girl" for caption in found)
+    # Each of the three others is there 3 times of 4: 300 of 400, give or take five standard deviations.
+    for tag in ("red hair", "smile", "outdoors"):
+        there = sum(count for caption, count in found.items() if tag in caption)
+        assert abs(there - 300) < 5 * (400 * 0.25 * 0.75) ** 0.5
+    assert set(found) == {
+        ", ".join(["1girl", *(t for t, k in zip(("red hair", "smile", "outdoors"), kept, strict=True) if k)])
+        for kept in product((True, False), repeat=3)
+    }
+    both = drawn(TAGS, Style(drop=0.25, keep=1, shuffle=True), 2000)
+    assert len(both) == 1 + 3 + 6 + 6, "no tag, one of three, two in order, three in order"
+    assert renderings("one, two", Style(drop=0.5, keep=1)) is None
+    assert renderings("one, two", Style(drop=0.5, keep=2)) == ("one, two",)
+
+
+def test_a_shuffle_of_one_tag_is_written_as_any_other() -> None:
+    assert renderings("one,two", Style(shuffle=True, keep=1)) == ("one, two",)
+    assert drawn("one,two", Style(shuffle=True, keep=1), 3) == {"one, two": 3}
 
 
 def test_wildcards_choose_equally_and_may_nest() -> None:
@@ -157,3 +179,17 @@ def test_held_out_captions_and_token_counts_are_as_written(tmp_path: Path) -> No
 
 def _orders(tags: list[str]) -> list[str]:
     return [", ".join(order) for order in permutations(tags)]
+
+
+def test_many_captions_that_are_cut_are_one_sentence(tmp_path: Path) -> None:
+    record = made(tmp_path / "p")[0]
+    few, many = ([replace(record, captions=tuple(f"{'x ' * n}end" for n in range(count)))] for count in (4, 30))
+
+    def count(captions: object) -> tuple[list[int], int]:
+        return [len(caption.split()) for caption in captions], 3  # type: ignore[attr-defined]
+
+    assert len(check.cut(few, count)) == 1
+    (said,) = check.cut(many, count)
+    assert said.startswith("27 of 30 captions have more tokens than the 3")
+    assert "(30)" in said
+    assert "caption_chunks" in said

@@ -3,6 +3,7 @@
     chosen     one of the record's captions, by their weights
     wildcards  "a {red|blue} car": one of the choices, equally often; they may nest
     shuffle    "1girl, red hair, smile": tags in any order behind the first `keep` ones
+    drop       each of those tags is left out now and then
     words      prefix + trigger, caption + suffix; the trigger is left out where the caption has it as a word
 
 Every draw is a function of (seed, purpose, epoch, row), so a caption is the same wherever and whenever it is asked for.
@@ -38,6 +39,8 @@ class Style:
     shuffle: bool = False
     keep: int = 0
     """Tags at the front that a shuffle leaves where they are."""
+    drop: float = 0.0
+    """Share of the tags behind those that are left out."""
     separator: str = ","
     wildcards: bool = False
 
@@ -58,8 +61,8 @@ def render(caption: str, style: Style, seed: int, epoch: int, row: int) -> str:
     if style.wildcards and _BRACES.search(caption):
         rng = generator(seed, "wildcard", epoch, row)
         caption = _resolved(caption, lambda count: int(rng.integers(count)))
-    if style.shuffle:
-        caption = _shuffled(caption, style, generator(seed, "tags", epoch, row))
+    if style.shuffle or style.drop:
+        caption = _tagged(caption, style, seed, epoch, row)
     return _worded(caption, style)
 
 
@@ -74,9 +77,11 @@ def written(captions: Sequence[str], style: Style) -> tuple[str, ...]:
 
 
 def renderings(caption: str, style: Style) -> tuple[str, ...] | None:
-    """Everything that `render` can make of the caption; None where it is more than MOST, or any order of tags."""
-    if style.shuffle and len(_tags(caption, style)) - style.keep > 1:
-        return None
+    """Everything that `render` can make of the caption; None where it is more than MOST, or any choice of tags."""
+    if style.shuffle or style.drop:
+        if len(_tags(caption, style)) - style.keep > (0 if style.drop else 1):
+            return None
+        caption = _tagged(caption, style, 0, 0, 0)  # there is nothing to draw
     if not style.wildcards:
         return (_worded(caption, style),)
     counts: list[int] = []
@@ -111,11 +116,17 @@ def _tags(caption: str, style: Style) -> list[str]:
     return [tag for tag in (part.strip() for part in caption.split(style.separator)) if tag]
 
 
-def _shuffled(caption: str, style: Style, rng: np.random.Generator) -> str:
+def _tagged(caption: str, style: Style, seed: int, epoch: int, row: int) -> str:
+    """The caption with its tags in another order, or without some of them, or both."""
     tags = _tags(caption, style)
     first, rest = tags[: style.keep], tags[style.keep :]
+    if style.shuffle:
+        rest = [rest[at] for at in generator(seed, "tags", epoch, row).permutation(len(rest))]
+    if style.drop:
+        stays = generator(seed, "tag-dropout", epoch, row).random(len(rest)) >= style.drop
+        rest = [tag for tag, stay in zip(rest, stays, strict=True) if stay]
     joint = style.separator if style.separator != style.separator.strip() else f"{style.separator} "
-    return joint.join([*first, *(rest[at] for at in rng.permutation(len(rest)))])
+    return joint.join([*first, *rest])
 
 
 def _worded(caption: str, style: Style) -> str:

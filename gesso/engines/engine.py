@@ -10,10 +10,10 @@ done when the contract tests (tests/test_engine_contract.py) pass.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType
-from typing import Protocol
+from typing import Any, Protocol
 
 from gesso.arrays import Array, Float32, Int64, Picture, Pixels
 from gesso.data.batch import Batch
@@ -119,7 +119,16 @@ class SampleRequest:
     steps: int = 25
     guidance: float = 7.5
     scheduler: str = ""
-    """A diffusers scheduler class; "" keeps the model's own."""
+    """A scheduler by any name of gesso/samplers.py; "" keeps the model's own."""
+    image: Picture | None = field(default=None, repr=False, compare=False)
+    """A picture of `width` × `height` to begin with, instead of noise alone."""
+    denoise: float = 1.0
+    """Share of the noise that is laid over `image` and taken off again."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """What there is to say of it in words and numbers."""
+        said = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "image"}
+        return said if self.image is not None else {key: value for key, value in said.items() if key != "denoise"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,9 +164,11 @@ class Engine(Protocol):
         *,
         parts: Sequence[str] = (),
         scheduler: Mapping[str, object] = MappingProxyType({}),
+        chunks: int = 1,
     ) -> None:
         """Take the model in diffusers layout at `folder`; `parts` names what will train, `scheduler` what is changed in
-        the scheduler's configuration, so that samples are drawn as the model is trained.
+        the scheduler's configuration, so that samples are drawn as the model is trained. Captions are cut after
+        `chunks` times what the text encoder reads at once (gesso/chunks.py); prompts of samples never are.
 
         Weights are read when first needed, so that a run on cached latents never loads the autoencoder.
         """
@@ -182,11 +193,11 @@ class Engine(Protocol):
         ...
 
     def tokens(self, captions: Sequence[str]) -> dict[str, Int64]:
-        """Token ids by name, for captions whose encoder is being trained, int64 [B, length]."""
+        """Token ids by name, for captions whose encoder is being trained, int64 [B, chunks · length]."""
         ...
 
     def token_counts(self, captions: Sequence[str]) -> tuple[list[int], int]:
-        """How many tokens each caption has before any cut, and how many the encoder can take."""
+        """How many tokens each caption has before any cut, and how many are read in all the chunks allowed."""
         ...
 
     def step(
@@ -215,8 +226,11 @@ class Engine(Protocol):
         """
         ...
 
-    def sample(self, requests: Sequence[SampleRequest], *, ema: bool = False) -> list[Picture]:
-        """Draw pictures with diffusers' own pipeline from the weights as they now are."""
+    def sample(self, requests: Sequence[SampleRequest], *, ema: bool = False, batch: int = 1) -> list[Picture]:
+        """Draw pictures with diffusers' own pipeline from the weights as they now are, up to `batch` of them at once.
+
+        One at a time, no picture depends on its neighbours.
+        """
         ...
 
     def read(self) -> dict[str, dict[str, Array]]:

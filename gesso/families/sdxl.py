@@ -45,8 +45,8 @@ def geometry(whole: Size, corner: Size, side: Size) -> dict[str, Float32]:
 
 
 def condition(outputs: Mapping[str, Any]) -> dict[str, Any]:
-    # The layer before the last of each, their channels side by side.
-    hidden = tuple(outputs[encoder].hidden_states[-2] for encoder, _ in encoders)
+    # The layer before the last of each, their channels side by side; a second stage has but the second encoder.
+    hidden = tuple(outputs[encoder].hidden_states[-2] for encoder, _ in encoders if encoder in outputs)
     return {"encoder_hidden_states": hidden, "text_embeds": outputs["text_encoder_2"].text_embeds}
 
 

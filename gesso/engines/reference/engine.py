@@ -64,7 +64,10 @@ class Engine:
         *,
         parts: Sequence[str] = (),
         scheduler: Mapping[str, object] = MappingProxyType({}),
+        chunks: int = 1,
     ) -> None:
+        if chunks > 1:
+            raise RecipeError("the reference engine reads captions whole", todo="leave train.caption_chunks out")
         found = pipeline.read_part(folder / family.denoiser)
         self.weights: dict[str, Array] = {f"unet.{name}": value for name, value in found.items()}
 
@@ -193,7 +196,7 @@ class Engine:
     def add_refiner(self, folder: Path, handover: float | None = None) -> None:
         raise RecipeError("the reference engine has no second stage", todo="draw with the torch engine")
 
-    def sample(self, requests: Sequence[SampleRequest], *, ema: bool = False) -> list[Picture]:
+    def sample(self, requests: Sequence[SampleRequest], *, ema: bool = False, batch: int = 1) -> list[Picture]:
         """A flat picture whose colour is what the weights make of the prompt."""
         weights = {**self.weights, **(self.averages if ema else {})}
         colour = sum(float(np.abs(value).sum()) for value in weights.values())

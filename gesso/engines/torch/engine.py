@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from torch import nn
 from gesso.arrays import Array, Float32, Int64, Picture, Pixels
 from gesso.data.batch import Batch
 from gesso.engines.engine import Adapter, Metrics, Optim, SampleRequest, Token, Trainable
-from gesso.engines.torch import adapters, optimizers, sampling, state, words
+from gesso.engines.torch import adapters, loras, optimizers, sampling, state, text, words
 from gesso.engines.torch.devices import choose
 from gesso.engines.torch.forward import row_errors
 from gesso.engines.torch.models import DTYPES, Models
@@ -31,9 +32,6 @@ from gesso.schema import TorchEngine as Options
 transformers.utils.logging.disable_progress_bar()
 transformers.utils.logging.set_verbosity_error()
 diffusers.utils.logging.set_verbosity_error()
-
-GIVEN = "given"
-"""Among token ids: 0 where there is no caption and the family wants zeros in place of an encoded ""; int64 [B]."""
 
 
 def create(options: Options, *, device: str, precision: str, checkpointing: bool = False) -> Engine:
@@ -101,11 +99,12 @@ class Engine:
         *,
         parts: Sequence[str] = (),
         scheduler: Mapping[str, object] = MappingProxyType({}),
+        chunks: int = 1,
     ) -> None:
         # What trains is float32; under an adapter, the denoiser is frozen and may be small.
         dtypes = {} if parts else {family.denoiser: DTYPES[self.precision]}
         self.models = Models(folder, self.torch_device, scheduler, dtypes)
-        self.family, self.parts = family, tuple(parts)
+        self.family, self.parts, self.chunks = family, tuple(parts), chunks
 
     def attach(
         self, adapter: Adapter | None, optim: Optim, tokens: Sequence[Token] = (), *, keep_base: bool = False
@@ -170,33 +169,13 @@ class Engine:
         return {name: _numpy(value) for name, value in condition.items()}
 
     def tokens(self, captions: Sequence[str]) -> dict[str, Int64]:
-        ids = {}
-        for encoder, name in self.family.encoders:
-            tokenizer = self.models.get(name)
-            texts, length = words.expanded(captions, tokenizer), tokenizer.model_max_length
-            found = tokenizer(texts, padding="max_length", truncation=True, max_length=length)
-            ids[encoder] = np.asarray(found.input_ids, dtype=np.int64)
-        if self.family.drops_to_zeros(self.models.index):
-            ids[GIVEN] = np.array([caption != "" for caption in captions], dtype=np.int64)
-        return ids
+        return text.tokens(captions, self.models, self.family, self.chunks)
 
     def token_counts(self, captions: Sequence[str]) -> tuple[list[int], int]:
-        tokenizers = [self.models.get(name) for _, name in self.family.encoders]
-        counts = [max(words.count(caption, each) for each in tokenizers) for caption in captions]
-        return counts, min(int(each.model_max_length) for each in tokenizers)
+        return text.counts(captions, self.models, self.family, self.chunks)
 
     def _condition(self, cond: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """`cond` with what the text encoders make of token ids in place of them, where there are any."""
-        ids = {name: cond[name] for name, _ in self.family.encoders if name in cond}
-        rest = {name: value for name, value in cond.items() if name not in ids and name != GIVEN}
-        if not ids:
-            return rest
-        outputs = {name: self.models.get(name)(value, output_hidden_states=True) for name, value in ids.items()}
-        made = {}
-        for name, value in self.family.condition(outputs).items():
-            whole = torch.cat(value, dim=-1) if isinstance(value, tuple) else value
-            made[name] = whole * cond[GIVEN].view(-1, *[1] * (whole.dim() - 1)) if GIVEN in cond else whole
-        return {**rest, **made}
+        return text.condition(cond, self.models, self.family)
 
     # ---------------------------------------------------------------- step and evaluate
 
@@ -247,16 +226,24 @@ class Engine:
     def add_lora(self, path: Path, strength: float = 1.0) -> None:
         """Load a LoRA file for sampling; several add up."""
         self.loras += 1
-        sampling.add_lora(self.models, self.family, path, name=f"lora{self.loras}", strength=strength)
+        loras.add(self.models, self.family, path, name=f"lora{self.loras}", strength=strength)
 
     def add_refiner(self, folder: Path, handover: float | None = None) -> None:
         """Take a second stage for sampling."""
         made = Models(folder, self.torch_device, {}, {self.family.denoiser: DTYPES[self.precision]})
         self.refiner = sampling.Refiner(made, handover)
 
-    def sample(self, requests: Sequence[SampleRequest], *, ema: bool = False) -> list[Picture]:
+    def sample(self, requests: Sequence[SampleRequest], *, ema: bool = False, batch: int = 1) -> list[Picture]:
         with self._quiet(), self._averaged(ema), self._remembering("drawing samples"):
-            return sampling.draw(self.models, requests, self._autocast, notes=self.notes, refiner=self.refiner)
+            return sampling.draw(
+                self.models,
+                self.family,
+                requests,
+                self._autocast,
+                notes=self.notes,
+                refiner=self.refiner,
+                batch=batch,
+            )
 
     # ---------------------------------------------------------------- state
 
@@ -314,7 +301,7 @@ class _OutOfMemory:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
-        if memory or (isinstance(error, RuntimeError) and "not enough memory" in str(error)):
+        if memory or (isinstance(error, RuntimeError) and re.search("(not enough|out of) memory", str(error))):
             raise DeviceError(
                 f"there is not enough memory on {self.device} for {self.what}",
                 todo="set train.micro_batch = 1, train.gradient_checkpointing = true, or a smaller train.resolution; "

@@ -36,6 +36,8 @@ class Models:
         self.index: dict[str, Any] = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
         self.overflows = False
         """Whether the autoencoder has been seen to overflow in half precision."""
+        self.said: set[str] = set()
+        """Notes on long prompts that have been given."""
         self._loaded: dict[str, Any] = {}
         for name, value in self.index.items():
             if isinstance(value, list) and value and value[0] and name not in UNUSED:
