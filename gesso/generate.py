@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from gesso import models
-from gesso.arrays import Float32
+from gesso import gallery, models, samplers
+from gesso.arrays import Float32, Picture
+from gesso.data import images
 from gesso.engines.engine import Engine, Optim, SampleRequest, Token
-from gesso.errors import RecipeError, StorageError
+from gesso.errors import DataError, RecipeError, StorageError
 from gesso.families import find
 from gesso.formats import adapter, embeddings, pipeline, png
 from gesso.models import LORA, ModelSource
@@ -25,6 +25,8 @@ from gesso.objective.own import from_scheduler
 from gesso.schema import Recipe, Train
 from gesso.storage import probe
 
+DENOISE = 0.6
+"""Share of the noise that goes over a picture to begin with."""
 CHUNK = 4
 """Pictures drawn between two writings, so that those drawn are there when the rest is stopped."""
 
@@ -43,16 +45,30 @@ class Request:
     width: int | None = None
     height: int | None = None
     scheduler: str = ""
+    """Any name that gesso/samplers.py knows; "" for the model's own."""
+    image: Path | None = None
+    """A picture to begin with, instead of noise alone."""
+    denoise: float | None = None
+    """Share of the noise that is laid over the picture and taken off again; 0.6 when left out."""
+    batch: int = 1
+    """Pictures drawn at once. More than one is quicker on a GPU, and changes their last digits."""
+    resume: bool = False
+    """Leave out what is in `out` already, by what its pictures say of themselves."""
+    by_prompt: bool = False
+    """OUT/<prompt>/image_0.png, … instead of OUT/00000.png, …"""
     loras: tuple[Path, ...] = ()
     strengths: tuple[float, ...] = ()
     """One for all LoRAs, or one each, the model's own LoRA first; 1.0 when empty."""
     words: tuple[Path, ...] = ()
     """Files of learned words, besides the model's own."""
+    like: str = ""
+    """For a model in one file: the folder or Hub id that lends it configurations, tokenizer and scheduler."""
     vae: str = ""
     """Another autoencoder for the model and its refiner."""
     refiner: str = ""
     handover: float | None = None
     """Share of the noise that the model removes before the refiner goes on; None to let the refiner draw anew."""
+    engine: Literal["torch", "mindspore"] = "torch"
     device: str = "auto"
     precision: str = "auto"
 
@@ -79,7 +95,8 @@ class Prepared:
         if self.loras:
             names = ([self.source.name] if self.source.lora else []) + list(map(str, self.request.loras))
             found |= {"loras": list(map(_public, names)), "strengths": list(self.strengths)}
-        own = {name: getattr(self.request, name) for name in ("vae", "refiner", "handover")}
+        own: dict[str, Any] = {name: getattr(self.request, name) for name in ("vae", "refiner", "handover")}
+        own["image"] = self.request.image.name if self.request.image else ""
         found |= {name: _public(value) if isinstance(value, str) else value for name, value in own.items() if value}
         if self.request.words:
             found["words"] = [_public(str(path)) for path in self.request.words]
@@ -92,7 +109,14 @@ def generate(request: Request) -> list[Path]:
     Each PNG says how it was made. RecipeError for what cannot be drawn and StorageError for what cannot be written,
     both before anything heavy is loaded.
     """
-    ready = prepare(request)
+    return list(drawn(prepare(request)))
+
+
+def drawn(ready: Prepared) -> Iterator[Path]:
+    """Draw and write what was prepared; each file once it is there."""
+    request = ready.request
+    if not ready.wanted:
+        return
     probe(request.out, "the folder of the pictures")
     with ExitStack() as opened:
         source = opened.enter_context(models.composed(ready.source))
@@ -106,19 +130,21 @@ def generate(request: Request) -> list[Path]:
             engine.write({"weights": ready.words})
         for path, strength in zip(ready.loras, ready.strengths, strict=True):
             engine.add_lora(path, strength)
-        for start in range(0, len(ready.wanted), CHUNK):
-            chunk = ready.wanted[start : start + CHUNK]
-            for file, each, picture in zip(ready.files[start:], chunk, engine.sample(chunk), strict=False):
-                png.write(file, picture, {**asdict(each), **ready.notes})
+        size = max(CHUNK, request.batch)
+        for start in range(0, len(ready.wanted), size):
+            chunk = ready.wanted[start : start + size]
+            pictures = engine.sample(chunk, batch=request.batch)
+            for file, each, picture in zip(ready.files[start:], chunk, pictures, strict=False):
+                png.write(file, picture, {**each.as_dict(), **ready.notes})
+                yield file
             while engine.notes:
                 print(f"note: {engine.notes.pop(0)}", file=sys.stderr)
-    return list(ready.files)
 
 
 def prepare(request: Request) -> Prepared:
     """All that can be found out before the model is loaded, with nothing written; RecipeError for what is wrong."""
     check(request)
-    source = models.with_vae(models.resolve(request.model), request.vae)
+    source = models.with_vae(models.resolve(request.model, like=request.like), request.vae)
     refiner = _refiner(request, source) if request.refiner else None
     loras = [*([source.lora] if source.lora else []), *(lora_file(path) for path in request.loras)]
     strengths = _strengths(request, len(loras))
@@ -136,10 +162,11 @@ def prepare(request: Request) -> Prepared:
         raise RecipeError(f"--steps is {request.steps}, but the model has {noise.timesteps} noise levels")
     for path, strength in zip(loras, strengths, strict=True):
         _fits(path, source, strength)
+    samplers.read(
+        request.scheduler, str(source.config("scheduler").get("_class_name", ""))
+    ) if request.scheduler else None
     words = _words((*source.words, *request.words), source)
-    number = next_number(request.out)
-    files = tuple(request.out / f"{at:05d}.png" for at in range(number, number + len(wanted)))
-    return Prepared(
+    ready = Prepared(
         request=request,
         source=source,
         refiner=refiner,
@@ -147,12 +174,18 @@ def prepare(request: Request) -> Prepared:
         strengths=tuple(strengths),
         words=words,
         wanted=tuple(wanted),
-        files=files,
+        files=(),
     )
+    if request.resume:
+        ready = replace(ready, wanted=tuple(gallery.missing(request.out, ready.wanted, ready.notes)))
+    files = gallery.places(request.out, ready.wanted, by_prompt=request.by_prompt)
+    return replace(ready, files=tuple(files))
 
 
 def outline(ready: Prepared) -> str:
     """What would be drawn and where, for --dry-run."""
+    if not ready.wanted:
+        return f"nothing: all of it is in {ready.request.out.as_posix()} already"
     one, count = ready.wanted[0], len(ready.wanted)
     how = f"{one.width} by {one.height} pixels, {one.steps} steps, guidance {one.guidance:g}"
     lines = [f"model     {ready.source.name} ({ready.source.pipeline})"]
@@ -179,6 +212,17 @@ def check(request: Request) -> None:
         if side is not None and (side < 8 or side % 8):
             low = max(side // 8 * 8, 8)
             wrong.append(f"--{name} is {side}, must be divisible by 8; the nearest are {low} and {low + 8}")
+    if request.batch < 1:
+        wrong.append(f"--batch is {request.batch}, must be at least 1")
+    if request.denoise is not None and request.image is None:
+        wrong.append("--denoise has no effect without --image")
+    if request.denoise is not None and not 0 < request.denoise <= 1:
+        wrong.append(f"--denoise is {request.denoise:g}, must be above 0 and at most 1")
+    if request.image and request.handover is not None:
+        wrong.append("--image and --handover do not go together; leave --handover out, and the refiner draws last")
+    taken = int(request.steps * (DENOISE if request.denoise is None else request.denoise))
+    if request.image and request.steps >= 1 and taken < 1:
+        wrong.append(f"of {request.steps} --steps, --denoise leaves none; ask for more of one of them")
     if request.steps < 1:
         wrong.append(f"--steps is {request.steps}, must be at least 1")
     if not 0 <= request.guidance < float("inf"):
@@ -263,12 +307,6 @@ def _words(paths: Sequence[Path], source: ModelSource) -> dict[str, Float32]:
     return weights
 
 
-def next_number(out: Path) -> int:
-    """One more than the highest number among OUT/00000.png, …; 0 for none."""
-    numbers = [int(match[1]) for file in out.glob("*.png") if (match := re.fullmatch(r"(\d{5,})\.png", file.name))]
-    return max(numbers, default=-1) + 1
-
-
 def _refiner(request: Request, source: ModelSource) -> ModelSource:
     """The second stage; RecipeError for what is none, or for one that does not go on with this model's latents."""
     family = find(source.pipeline)
@@ -304,27 +342,47 @@ def _strengths(request: Request, loras: int) -> Sequence[float]:
 def _requests(request: Request, source: ModelSource) -> list[SampleRequest]:
     family = find(source.pipeline)
     side = family.side(source.config(family.denoiser), source.config(family.autoencoder))
+    start = _start(request)
+    if start is not None:
+        height, width = start.shape[:2]
+        size = {"width": width, "height": height, "image": start, "denoise": request.denoise or DENOISE}
+    else:
+        size = {"width": request.width or side, "height": request.height or side}
     return [
         SampleRequest(
             prompt=prompt,
             seed=seed,
             negative=request.negative,
-            width=request.width or side,
-            height=request.height or side,
             steps=request.steps,
             guidance=request.guidance,
             scheduler=request.scheduler,
+            **size,
         )
         for prompt in request.prompts
         for seed in request.seeds
     ]
 
 
+def _start(request: Request) -> Picture | None:
+    """The picture to begin with: in the size that is asked for, or its own, rounded down to what models draw."""
+    if request.image is None:
+        return None
+    try:
+        picture = images.decode(images.contents(request.image), request.image)
+    except DataError as error:
+        raise RecipeError(f"--image: {error.what}", where=error.where, todo=error.todo) from error
+    width = request.width or max(picture.width // 8 * 8, 8)
+    height = request.height or max(picture.height // 8 * 8, 8)
+    fitted = images.apply(picture, images.Transform(side_width=width, side_height=height))
+    start: Picture = np.rint((fitted.transpose(1, 2, 0) + 1.0) * 127.5).astype(np.uint8)
+    return start
+
+
 def _engine(request: Request) -> Engine:
     from gesso.job import create_engine
 
     train = Train.model_validate({"device": request.device, "precision": request.precision})
-    return create_engine(Recipe(train=train))
+    return create_engine(Recipe(engine=request.engine, train=train))
 
 
 def _public(name: str) -> str:

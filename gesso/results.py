@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from gesso import settings
@@ -44,7 +44,7 @@ class Results:
         for request, picture in zip(requests, pictures, strict=True):
             file = f"samples/step-{step}/p{prompts.index(request.prompt):02d}-s{request.seed}.png"
             (self.out / file).parent.mkdir(parents=True, exist_ok=True)
-            png.write(self.out / file, picture, {**asdict(request), "model": self.recipe.out, "step": step})
+            png.write(self.out / file, picture, {**request.as_dict(), "model": self.recipe.out, "step": step})
             kept.append(Sample(prompt=request.prompt, seed=request.seed, file=file))
         return kept
 

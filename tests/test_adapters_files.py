@@ -20,7 +20,7 @@ from gesso import generate
 from gesso.arrays import Array
 from gesso.engines.engine import Adapter, Rule
 from gesso.engines.layers import settle
-from gesso.engines.torch import adapters, sampling
+from gesso.engines.torch import adapters, loras
 from gesso.engines.torch.models import Models
 from gesso.errors import RecipeError, StorageError
 from gesso.families import find
@@ -101,7 +101,7 @@ def sampled(base: Path, *paths: tuple[Path, float]) -> dict[str, Array]:
     """The answers of the networks of gesso's own sampling with adapters."""
     models = Models(base, torch.device("cpu"), {}, {})
     for at, (path, strength) in enumerate(paths):
-        sampling.add_lora(models, FAMILY, path, name=f"lora{at}", strength=strength)
+        loras.add(models, FAMILY, path, name=f"lora{at}", strength=strength)
     return answers({part: models.get(part) for part in PARTS})
 
 

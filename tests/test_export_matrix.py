@@ -94,7 +94,7 @@ def test_the_check_would_see_a_base_without_the_adapter(
 @pytest.mark.parametrize("kind", ["loha", "lokr", "oft", "dora"])
 def test_merging_is_what_peft_merges(kind: str, bases: dict[str, Path], runs: dict[tuple[str, str], Path]) -> None:
     """Weight by weight, against peft's own merge in float32."""
-    from gesso.engines.torch import sampling
+    from gesso.engines.torch import loras
     from gesso.engines.torch.models import Models
     from gesso.families import sd
     from gesso.formats import adapter
@@ -103,7 +103,7 @@ def test_merging_is_what_peft_merges(kind: str, bases: dict[str, Path], runs: di
     place = adapter.place(folder)
     assert place is not None
     models = Models(base, torch.device("cpu"), {}, {})
-    sampling.add_lora(models, sd, place, name="x", strength=1.0)
+    loras.add(models, sd, place, name="x", strength=1.0)
     made = merge.merged(parts.read(base)[1], *adapter.read(place))
     seen = 0
     for part in ("unet", "text_encoder"):

@@ -16,27 +16,11 @@ from typing import Any
 import numpy as np
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
+from gesso import samplers
 from gesso.arrays import Picture
-from gesso.errors import DataError
+from gesso.errors import DataError, RecipeError
 from gesso.storage import guard, write_bytes
 
-SAMPLERS: dict[str, str] = {
-    "DDIMScheduler": "DDIM",
-    "DDPMScheduler": "DDPM",
-    "DPMSolverMultistepScheduler": "DPM++ 2M",
-    "DPMSolverSDEScheduler": "DPM++ SDE",
-    "DPMSolverSinglestepScheduler": "DPM++ 2S",
-    "EulerAncestralDiscreteScheduler": "Euler a",
-    "EulerDiscreteScheduler": "Euler",
-    "HeunDiscreteScheduler": "Heun",
-    "KDPM2AncestralDiscreteScheduler": "DPM2 a",
-    "KDPM2DiscreteScheduler": "DPM2",
-    "LCMScheduler": "LCM",
-    "LMSDiscreteScheduler": "LMS",
-    "PNDMScheduler": "PLMS",
-    "UniPCMultistepScheduler": "UniPC",
-}
-"""The web UI's names of diffusers' scheduler classes; other classes keep their own."""
 LABELS: dict[str, str] = {
     "steps": "Steps",
     "scheduler": "Sampler",
@@ -106,7 +90,7 @@ def parameters(data: Mapping[str, Any]) -> str:
     if "width" in data and "height" in data:
         shown["size"] = f"{data['width']}x{data['height']}"
     if "scheduler" in shown:
-        shown["scheduler"] = SAMPLERS.get(str(shown["scheduler"]), shown["scheduler"])
+        shown["scheduler"] = _called(str(shown["scheduler"]))
     order = [*(name for name in LABELS if name in shown), *(name for name in shown if name not in LABELS)]
     lines.append(", ".join(f"{LABELS.get(name, name)}: {_quoted(shown[name])}" for name in order))
     return "\n".join(lines)
@@ -128,6 +112,14 @@ def parse(text: str) -> dict[str, Any]:
         del data["size"]
         data["width"], data["height"] = int(size[1]), int(size[2])
     return data
+
+
+def _called(scheduler: str) -> str:
+    """The web UI's name of a scheduler, or its own where there is none."""
+    try:
+        return samplers.short(scheduler)
+    except RecipeError:
+        return scheduler
 
 
 def _quoted(value: Any) -> str:

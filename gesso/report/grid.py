@@ -98,10 +98,14 @@ def _end(drawn: Drawn | None, row: tuple[str, int], word: str, step: int) -> Mar
 
 
 def _picture(drawn: Drawn | None, prompt: str, step: int, largest: int) -> Markup:
-    source = embed(drawn.path, largest=largest) if drawn else None
+    return picture(drawn.path if drawn else None, f"{prompt}, {_step(step)}", largest)
+
+
+def picture(path: Path | None, alt: str, largest: int = CELL) -> Markup:
+    """A picture that is enlarged when it is clicked; a word in its place where there is none."""
+    source = embed(path, largest=largest) if path else None
     if source is None:
         return element("span", "missing", class_="missing")
-    alt = f"{prompt}, {_step(step)}"
     image = element(
         "img", src=source.uri, alt=alt, width=source.width, height=source.height, class_=_kind(source.small)
     )

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 
 from gesso.arrays import Picture
 from gesso.report import facts, grid, levels
 from gesso.report.curve import Losses, curve
+from gesso.report.document import document
 from gesso.report.html import Markup, element, join
 from gesso.report.outcome import losses, outcome, state
 from gesso.report.reading import Run, read
@@ -54,9 +52,8 @@ def page(run: Run, *, extra: Sequence[Section] = (), thumbs: Sequence[Path | Pic
             facts.recipe(run),
         ),
         element("footer", element("p", "Written by gesso from the files of this run folder. Nothing was uploaded.")),
-        _ZOOM,
     )
-    return "<!doctype html>\n" + element("html", _head(run), element("body", body, _script()), lang="en") + "\n"
+    return document(run.name, body)
 
 
 def _header(run: Run, found: Losses, extra: Sequence[Section]) -> Markup:
@@ -92,27 +89,3 @@ def _curve(found: Losses, by_level: Markup | None) -> Markup | None:
         curve(found, width=390, height=320, name="narrow"),
         by_level,
     )
-
-
-def _head(run: Run) -> Markup:
-    style = Markup(files("gesso.report").joinpath("style.css").read_text(encoding="utf-8"))
-    allowed = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
-    # the browser itself is told to fetch nothing and to run only this page's own script
-    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{allowed}'"
-    return element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=policy),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", name="color-scheme", content="light dark"),
-        element("title", f"{run.name} · gesso"),
-        element("style", style),
-    )
-
-
-def _script() -> Markup:
-    return element("script", Markup(_SCRIPT))
-
-
-_SCRIPT = files("gesso.report").joinpath("zoom.js").read_text(encoding="utf-8")
-_ZOOM = element("dialog", element("img", alt=""), element("p"), id="zoom", aria_label="Enlarged picture")

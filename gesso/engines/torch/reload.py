@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from gesso import keys
 from gesso.arrays import Array, Float32
 from gesso.engines.engine import Token
-from gesso.engines.torch import sampling, state, words
+from gesso.engines.torch import loras, state, words
 from gesso.engines.torch.models import Models
 from gesso.errors import StorageError
 from gesso.families import find
@@ -56,7 +56,7 @@ def own(
         made = words.attach(models, family.encoders, [Token(name=word, vectors=n) for word, n in counts.items()])
         state.write_values(made, tokens, "weights")
     if adapter is not None:
-        sampling.add_lora(models, family, adapter, name="exported", strength=1.0)
+        loras.add(models, family, adapter, name="exported", strength=1.0)
     return before, _answers(models.get, models.index, prompt, whole=whole)
 
 
