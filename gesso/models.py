@@ -14,15 +14,20 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from gesso import base_file
+from gesso.base_file import Progress
 from gesso.errors import NetworkError, RecipeError, StorageError
 from gesso.families import find
 from gesso.formats import adapter, embeddings
-from gesso.schema import ObjectiveTable
+from gesso.formats.single_file import NAMES
+from gesso.schema import Model, ObjectiveTable
 
 LORA = "pytorch_lora_weights.safetensors"
 WANTED = ("model_index.json", "README.md", "*/*.json", "*/*.txt", "*/*.safetensors")
 UNWANTED = ("safety_checker/*", "*.fp16.*", "*.bf16.*", "*.non_ema.*", "*/openvino*", "*/flax*")
 """What is taken of a Hub model, and what of that is not: one copy of the weights, and never a pickle."""
+LENT = ("model_index.json", "*/*.json", "*/*.txt", "*/*.model")
+"""What is taken of a Hub model that lends its configurations and tokenizers."""
 WANTED_VAE = tuple(f"{place}{name}" for place in ("", "vae/") for name in ("config.json", "*.safetensors"))
 """What is taken of a Hub repository that is named as an autoencoder: of its root, and of a pipeline's part."""
 WHOLE = "fetch or export the model again, or use another one"
@@ -70,23 +75,47 @@ class ModelSource:
         return str(wanted(self.folder / "model_index.json", "_class_name"))
 
 
-def resolve(name: str, revision: str = "") -> ModelSource:
-    """The model that `name` means: "tiny", a pipeline folder, a run or checkpoint folder, a LoRA file, or a Hub id."""
+def resolve(name: str, revision: str = "", like: str = "", progress: Progress = base_file.quiet) -> ModelSource:
+    """The model that `name` means: "tiny", a pipeline folder, a run or checkpoint folder, a file, or a Hub id.
+
+    like: for a whole model in one file, the folder or Hub id that lends it configurations, tokenizer and scheduler.
+    """
     if name == "tiny":
         return ModelSource(name=name, folder=Path(str(files("gesso.demo") / "assets" / "tiny")))
     path = Path(name).expanduser()
     if path.is_file():
-        return _file(name, path)
+        return _file(name, path, like, progress)
+    if not path.exists() and path.suffix.lower() in base_file.SUFFIXES:
+        raise RecipeError(f'there is no file "{name}"', todo="check its path")
     if (path / "model_index.json").is_file():
         return ModelSource(name=name, folder=path, words=tuple(embeddings.files(path)))
     if path.is_dir():
         return _run_folder(name, path)
     if looks_like_hub_id(name):
-        return ModelSource(name=name, folder=_from_hub(name, revision))
+        return ModelSource(name=name, folder=from_hub(name, revision))
     raise RecipeError(
         f'there is no model "{name}"',
         todo='give "tiny", the path of a diffusers folder or of a run, or a Hub id such as "owner/name"',
     )
+
+
+def chosen(table: Model, progress: Progress = base_file.quiet) -> ModelSource:
+    """The model that a recipe's [model] starts from; its autoencoder is another matter (`with_vae`)."""
+    return resolve(table.base, table.revision, table.like, progress)
+
+
+def here(name: str, revision: str = "") -> ModelSource | None:
+    """`resolve` without asking a host: None for a Hub model that is not on this machine."""
+    if not looks_like_hub_id(name) or Path(name).expanduser().exists():
+        return resolve(name, revision)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = snapshot_download(name, revision=revision or None, local_files_only=True)
+    except LocalEntryNotFoundError:
+        return None
+    return replace(resolve(folder), name=name)
 
 
 def with_vae(source: ModelSource, name: str) -> ModelSource:
@@ -153,7 +182,7 @@ def _autoencoder(name: str) -> Path:
     if (path / "config.json").is_file():
         return path
     if not path.exists() and name != "tiny" and looks_like_hub_id(name):
-        fetched = _from_hub(name, "", WANTED_VAE)
+        fetched = from_hub(name, "", WANTED_VAE)
         return fetched if (fetched / "config.json").is_file() else fetched / "vae"
     source = resolve(name)
     return source.vae or source.folder / find(source.pipeline, second_stage=True).autoencoder
@@ -175,13 +204,24 @@ def looks_like_hub_id(name: str) -> bool:
     return len(parts) == 2 and all(parts) and not name.startswith((".", "~"))
 
 
-def _file(name: str, path: Path) -> ModelSource:
+def _file(name: str, path: Path, like: str, progress: Progress) -> ModelSource:
     if path.name == LORA:
         return _run_folder(name, path.parent)
+    if like:
+        return ModelSource(name=name, folder=base_file.unpacked(path, _lending(like), progress))
+    kind = NAMES[base_file.family(path)]
     raise RecipeError(
-        f"{name} is a single file, and gesso reads models from diffusers folders so far",
-        todo="convert it with diffusers: StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER)",
+        f"{name} is a {kind} in one file, which has no configurations, tokenizer or scheduler",
+        todo=f"name a folder or Hub id of {kind} that lends them as model.like; or make a folder of it: "
+        f"gesso convert {path.name} --to FOLDER --like FOLDER",
     )
+
+
+def _lending(like: str) -> Path:
+    """The folder that `model.like` means; of a Hub id no weights are fetched."""
+    if not Path(like).expanduser().exists() and like != "tiny" and looks_like_hub_id(like):
+        return from_hub(like, "", LENT)
+    return whole(resolve(like)).folder
 
 
 def _run_folder(name: str, path: Path) -> ModelSource:
@@ -196,7 +236,8 @@ def _run_folder(name: str, path: Path) -> ModelSource:
             f"{name} is a folder, but holds neither a model (model_index.json) nor the result of a run",
             todo="name a diffusers folder, a finished run, or a checkpoint folder inside a run",
         )
-    base = resolve(str(_chosen(effective, "model.base")), str(_chosen(effective, "model.revision")))
+    name_, revision = (str(_chosen(effective, f"model.{key}")) for key in ("base", "revision"))
+    base = resolve(name_, revision, _later(effective, "model.like"))
     own = {name: _chosen(effective, f"objective.{name}") for name in ("prediction", "zero_snr")}
     try:
         table = ObjectiveTable(**own)
@@ -210,7 +251,13 @@ def _run_folder(name: str, path: Path) -> ModelSource:
         checkpoint=path if any(path.glob("*/config.json")) else None,
         scheduler=scheduler_changes(table),
     )
-    return with_vae(source, _chosen_vae(effective))
+    return with_vae(source, _later(effective, "model.vae"))
+
+
+def base_of(run: Path) -> tuple[str, str]:
+    """The base model of a run folder as its recipe names it, and what lends a file its configurations ("" for none)."""
+    effective = run / "effective.json"
+    return str(_chosen(effective, "model.base")), _later(effective, "model.like")
 
 
 def _chosen(effective: Path, key: str) -> Any:
@@ -221,9 +268,9 @@ def _chosen(effective: Path, key: str) -> Any:
     return found["value"]
 
 
-def _chosen_vae(effective: Path) -> str:
-    """The autoencoder that a run was given; runs of earlier versions have no such key."""
-    return str(_chosen(effective, "model.vae")) if "model.vae" in read_json(effective) else ""
+def _later(effective: Path, key: str) -> str:
+    """A value of a run's recipe that runs of earlier versions do not have."""
+    return str(_chosen(effective, key)) if key in read_json(effective) else ""
 
 
 def scheduler_changes(table: ObjectiveTable) -> dict[str, object]:
@@ -242,7 +289,7 @@ def scheduler_changes(table: ObjectiveTable) -> dict[str, object]:
     return changes
 
 
-def _from_hub(name: str, revision: str, patterns: Sequence[str] = WANTED) -> Path:
+def from_hub(name: str, revision: str, patterns: Sequence[str] = WANTED) -> Path:
     """The folder of a Hub model, downloaded once; the only place that contacts a host, and only the one named."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
