@@ -22,7 +22,7 @@ from typing import Any
 
 from gesso import __version__
 from gesso.arrays import Array
-from gesso.errors import StorageError
+from gesso.errors import RecipeError, StorageError
 from gesso.formats import tensors
 from gesso.resume import compatible as compatible
 from gesso.resume import flatten as flatten
@@ -93,6 +93,37 @@ class Checkpoints:
                 return _read(folder), skipped
             skipped.append(f"{folder.name} (step {step}) was skipped: {problems[0]}")
         return None, skipped
+
+    def chosen(self, folder: Path) -> Checkpoint:
+        """The checkpoint in `folder`, of this run or of another; raises StorageError where it is none, or damaged.
+
+        Another run's can only be the beginning of a new one: RecipeError where there are checkpoints here already.
+        """
+        if not (folder / MANIFEST).is_file():
+            raise StorageError(
+                "this is no checkpoint of gesso",
+                where=str(folder),
+                todo="name a folder such as runs/dog/checkpoint-500",
+            )
+        if folder.resolve().parent != self.out.resolve() and self._numbered():
+            raise RecipeError(
+                f"{folder} is another run's checkpoint, and {self.out} holds checkpoints of its own",
+                todo="begin a new run with another --out",
+            )
+        return load(folder)
+
+    def leave(self, step: int) -> list[str]:
+        """Set aside the checkpoints later than `step`, from which a run goes on: they belong to another course.
+
+        A sentence for each. They are renamed to checkpoint-N-left-1 and so on, and no longer counted or removed.
+        """
+        said = []
+        for later, folder in sorted(self._numbered().items()):
+            if later > step:
+                kept = _free(self.out / f"checkpoint-{later}", "left")
+                os.rename(folder, kept)
+                said.append(f"checkpoint-{later} is of the course that is left, and now called {kept.name}")
+        return said
 
     def _numbered(self) -> dict[int, Path]:
         """Checkpoint folders by step, those set aside by an interrupted replacement included."""
@@ -203,10 +234,15 @@ def _fill(folder: Path, step: int, files: Mapping[str, Content], state: Mapping[
 def _set_stranger_aside(final: Path) -> None:
     """Keep a folder of this name that gesso did not finish (no manifest) under another one, rather than replace it."""
     if final.exists() and not (final / MANIFEST).is_file():
-        number = 1
-        while (kept := final.with_name(f"{final.name}-found-{number}")).exists():
-            number += 1
-        os.rename(final, kept)
+        os.rename(final, _free(final, "found"))
+
+
+def _free(final: Path, why: str) -> Path:
+    """A name beside `final` that is not taken: checkpoint-500-found-1."""
+    number = 1
+    while (kept := final.with_name(f"{final.name}-{why}-{number}")).exists():
+        number += 1
+    return kept
 
 
 def _sha256(path: Path) -> str:

@@ -3,64 +3,87 @@
 from __future__ import annotations
 
 import platform
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from gesso import __version__, loop, models, prior, settings, words
+from gesso import __version__, hub, loop, models, prior, settings, words
 from gesso.checkpoint import Checkpoint, Checkpoints, compatible
+from gesso.data.buckets import Buckets, lines, table
 from gesso.data.captions import written
 from gesso.data.record import Record
+from gesso.data.records import joined, readers
+from gesso.data.sizes import size
 from gesso.engines.engine import Engine
 from gesso.errors import Exit, RecipeError
 from gesso.events import Event, Finished, Paused, Warned
 from gesso.families import find
+from gesso.forecast import room
 from gesso.formats import pipeline
-from gesso.job import Job, create_engine, make_objective, pictures
-from gesso.listeners import Listeners
+from gesso.gathering import class_pictures, pictures
+from gesso.job import Job, create_engine, make_objective, side
+from gesso.listeners import Listeners, check_track
 from gesso.models import ModelSource
 from gesso.recipe import Loaded, save
 from gesso.report import page
 from gesso.results import Results
-from gesso.schema import Prior, Recipe
+from gesso.schema import Recipe
 from gesso.stop import Stop
 from gesso.storage import RunLock, probe, sweep, write_json
+from gesso.trackers.console import Console
 
 Extra = Callable[[Path, Listeners], Sequence[page.Section]]
 """Sections of the caller's own for the report of a finished run (the demo's verdict)."""
 
 
-def train(loaded: Loaded, *, dry_run: bool = False, extra: Extra | None = None) -> int:
-    """Carry out a recipe, or go on with it where it stopped. Returns the process exit code."""
+def train(loaded: Loaded, *, dry_run: bool = False, extra: Extra | None = None, checkpoint: Path | None = None) -> int:
+    """Carry out a recipe, or go on with it where it stopped, or from a `checkpoint`. Returns the process exit code."""
     recipe = loaded.recipe
     out = Path(recipe.out)
+    check_track(recipe.track)
+    if recipe.hub.push:
+        hub.check(recipe.hub.push)
 
     # The data is read first: whatever is wrong with it is said before anything heavy is loaded.
-    learning, holding = pictures(recipe)
-    recipe = settings.settled(recipe, len(learning))
-    source = models.whole(models.resolve(recipe.model.base, recipe.model.revision))
+    with closing(Console(recipe.track.console)) as console:
+        learning, holding = pictures(recipe, console.progress)
+        recipe = settings.settled(recipe, len(learning))
+        source = models.whole(models.chosen(recipe.model, console.progress))
     family = find(source.pipeline)
     settings.fits(recipe, family)
-    texts = {text for record in learning for text in written(record.captions, record.style)}
+    settings.can_draw(recipe, str(source.config("scheduler").get("_class_name", "")))
+    asked = learning if recipe.tokens or recipe.prior.prompt else []  # millions of captions are not read for nothing
+    texts = {text for record in asked for text in written(record.captions, record.style)}
     words.check_used(settings.tokens(recipe), [*sorted(texts), recipe.prior.prompt])
     prior.check(recipe.prior, texts)
     source = models.with_vae(source, recipe.model.vae)
     objective = make_objective(recipe, source)
+    begin = Checkpoints(out).chosen(checkpoint) if checkpoint else None
+    buckets = settings.buckets(recipe, side(recipe, source, family))
     if dry_run:
-        print(outline(recipe, source, learning, holding))
+        print(outline(recipe, source, learning, holding, buckets))
         return Exit.DONE
 
     pipeline.check(source.folder, out)
     probe(out)
-    with RunLock(out), models.composed(source) as base, Stop() as stop, Listeners(out, recipe.track, stop) as listeners:
+    if recipe.hub.push:
+        hub.make(recipe.hub.push, public=not recipe.hub.private)  # better refused now than after the run
+    with (
+        RunLock(out),
+        models.composed(source) as base,
+        Stop() as stop,
+        Listeners(out, recipe.track, stop, recipe.as_toml()) as listeners,
+    ):
         engine = create_engine(recipe)
         job = Job(recipe=recipe, out=out, source=base, family=family, objective=objective, engine=engine)
-        last = carry_out(loaded, job, learning, holding, listeners, stop)
+        last = carry_out(loaded, job, learning, holding, listeners, stop, begin)
         report = page.write(out, extra=extra(out, listeners) if extra and isinstance(last, Finished) else ())
         listeners.say(f"report: {report}")
+        if recipe.hub.push and isinstance(last, Finished):
+            listeners.say(f"on the Hub: {hub.push_run(out, recipe.hub, last.files)}")
     if isinstance(last, Paused):
         listeners.say(f"stopped at step {last.step} of {recipe.train.steps} ({last.reason}); start it again to go on")
         return Exit.STOPPED
@@ -68,19 +91,27 @@ def train(loaded: Loaded, *, dry_run: bool = False, extra: Extra | None = None) 
 
 
 def carry_out(
-    loaded: Loaded, job: Job, learning: list[Record], holding: list[Record], listeners: Listeners, stop: Stop
+    loaded: Loaded,
+    job: Job,
+    learning: Sequence[Record],
+    holding: Sequence[Record],
+    listeners: Listeners,
+    stop: Stop,
+    begin: Checkpoint | None = None,
 ) -> Event:
-    """The run itself, in a folder that is locked; returns its last event."""
+    """The run itself, in a folder that is locked, from `begin` or the newest checkpoint; returns its last event."""
     recipe, out, engine = job.recipe, job.out, job.engine
 
     # Whether this folder holds a run already, and whether it can go on under this recipe.
     swept = sweep(out)
     checkpoints = Checkpoints(out, recipe.save.keep)
-    newest, skipped = checkpoints.newest()
+    newest, skipped = (begin, []) if begin else checkpoints.newest()
     if newest is None:
         save(loaded, out)
     else:
         check(newest, job.fingerprint(), recipe.train.steps)
+    going = newest is None or newest.step < recipe.train.steps
+    short = room.warned(job, learning) if going else []  # better now than at the first checkpoint
 
     # The model, and what the pictures and captions look like to it.
     job.load()
@@ -88,21 +119,22 @@ def carry_out(
     if changes := models.scheduler_changes(recipe.objective):
         # Only what has been trained can be drawn so: the class pictures above are the base's as it is.
         job.load(changes)
-    dataset, prepared = job.encode([*learning, *of_class], listeners.progress)
+    dataset, prepared = job.encode(joined([learning, of_class]), listeners.progress)
     lock = dataset.lock([Path(table.path) for table in recipe.data])
     fingerprint = {**job.fingerprint(), "data": lock["fingerprint"]}
 
-    # What will be trained, and from where: the beginning, or the newest checkpoint.
+    # What will be trained, and from where: the beginning, or the checkpoint.
     trainable = job.attach()
     validation, held = job.held_out(holding, listeners.progress)  # its captions are read with the new words
     results = Results(
         out=out, source=job.source, recipe=recipe, engine=engine, fingerprint=fingerprint, pictures=len(learning)
     )
-    start, warnings = 0, [*swept, *skipped, *prepared.notes, *held.notes, *job.notes(dataset, learning)]
+    start, warnings = 0, [*swept, *skipped, *short, *prepared.notes, *held.notes, *job.notes(dataset, learning)]
     if newest is not None:
         warnings += check(newest, fingerprint, recipe.train.steps)
         results.load(newest)
         start = newest.step
+        warnings += checkpoints.leave(start)
         save(loaded, out)  # not before it is sure that the recipe is this run's
     write_json(out / "data.lock.json", lock)
     write_json(out / "environment.json", environment(engine))
@@ -142,35 +174,55 @@ def check(checkpoint: Checkpoint, fingerprint: Mapping[str, object], steps: int)
     return warnings
 
 
-def outline(recipe: Recipe, source: ModelSource, learning: list[Record], holding: list[Record]) -> str:
+def outline(
+    recipe: Recipe,
+    source: ModelSource,
+    learning: Sequence[Record],
+    holding: Sequence[Record],
+    buckets: Buckets | None = None,
+) -> str:
     """What would be done, for --dry-run."""
     held = f", {len(holding)} held out" if holding else ""
     steps, batch = recipe.train.steps, recipe.train.batch
-    readers = Counter(record.reader for record in [*learning, *holding])
     return "\n".join(
         [
             f"model     {source.name} ({source.pipeline})",
             f"learns    {settings.what(recipe)}",
             f"pictures  {len(learning)}{held}",
-            *([f"class     {_of_class(recipe.prior)}"] if recipe.prior.prompt else []),
-            *(f"captions  {count} from {reader}" for reader, count in readers.items()),
+            *(f"class     {line}" for line in _of_class(recipe)),
+            *(f"captions  {count} from {reader}" for reader, count in readers(joined([learning, holding])).items()),
+            *(f"buckets   {line}" for line in _bucketed(buckets, learning, batch)),
             f"steps     {steps} of {batch} pictures: each picture is seen {steps * batch / len(learning):.1f} times",
             f"result    {recipe.out}",
+            *([f"upload    {recipe.hub.push}"] if recipe.hub.push else []),
         ]
     )
 
 
-def _of_class(table: Prior) -> str:
+def _bucketed(buckets: Buckets | None, learning: Sequence[Record], batch: int) -> list[str]:
+    """How many pictures are trained at what size, from their headers."""
+    if buckets is None:
+        return []
+    places = [record.place for record in learning]
+    return lines(table(buckets, places, {place: size(place) for place in dict.fromkeys(places)}, batch))
+
+
+def _of_class(recipe: Recipe) -> list[str]:
     """Where the class comes from."""
-    if table.kind == "teacher":
-        return f'"{table.prompt}", held to the base model\'s own answers'
-    own = f", those of {table.path} first" if table.path else ""
-    return f'{table.pictures} pictures of "{table.prompt}"{own}; what is not there is drawn with the base model'
+    prior = recipe.prior
+    if own := class_pictures(recipe):
+        return [f"{len(own)} pictures of your own"]
+    if not prior.prompt:
+        return []
+    if prior.kind == "teacher":
+        return [f'"{prior.prompt}", held to the base model\'s own answers']
+    own_first = f", those of {prior.path} first" if prior.path else ""
+    return [f'{prior.pictures} pictures of "{prior.prompt}"{own_first}; what is not there is drawn with the base model']
 
 
 def environment(engine: Engine) -> dict[str, Any]:
     """What the run's numbers may depend on besides the recipe."""
-    libraries = ("torch", "diffusers", "transformers", "peft", "safetensors", "numpy", "pillow")
+    libraries = ("torch", "diffusers", "transformers", "peft", "mindspore", "mindone", "safetensors", "numpy", "pillow")
     found: dict[str, str] = {}
     for name in libraries:
         try:

@@ -13,7 +13,7 @@ import pytest
 from runs import events, gesso, hashes, pictures, recipe, started
 
 from gesso.data.batches import Batches
-from gesso.errors import Exit, NumbersError, RecipeError
+from gesso.errors import Exit, NumbersError, RecipeError, StorageError
 from gesso.loop import Every, split
 from gesso.recipe import load
 from gesso.run import train
@@ -160,6 +160,35 @@ def test_a_finished_run_is_not_run_again_but_can_be_extended(folder: Path, linea
     assert len(events(folder / "out", "stepped")) == 12
     run(path, "--train.steps", "16")
     assert [e["step"] for e in events(folder / "out", "stepped")][-4:] == [13, 14, 15, 16]
+
+
+def test_a_run_goes_on_from_a_checkpoint_that_is_named(folder: Path, linear: Path) -> None:
+    """Back to step 4 and on: the same end, the later checkpoints left aside, and a new run from there as well."""
+    path, out = recipe(folder, linear), folder / "out"
+    run(path)
+    straight = hashes(out, "*.safetensors")
+    assert train(load(path), checkpoint=out / "checkpoint-4") == Exit.DONE
+    assert hashes(out, "*.safetensors") == straight
+    assert [event["step"] for event in events(out, "started")] == [0, 4]
+    assert {p.name for p in out.glob("checkpoint-*")} == {
+        *("checkpoint-4", "checkpoint-8", "checkpoint-12"),
+        *("checkpoint-8-left-1", "checkpoint-12-left-1"),
+    }
+    said = [event["message"] for event in events(out, "warned")]
+    assert any("checkpoint-12 is of the course that is left" in each for each in said), said
+
+    other = folder / "other"
+    assert train(load(path, ["--out", str(other)]), checkpoint=out / "checkpoint-8") == Exit.DONE
+    assert hashes(other, "*.safetensors") == straight
+    assert [event["step"] for event in events(other, "stepped")] == [9, 10, 11, 12]
+
+    with pytest.raises(RecipeError, match="another run's checkpoint"):
+        train(load(path, ["--out", str(other)]), checkpoint=out / "checkpoint-8")
+    with pytest.raises(RecipeError, match="seed"):
+        train(load(path, ["--seed", "4", "--out", str(folder / "third")]), checkpoint=out / "checkpoint-8")
+    with pytest.raises(StorageError, match="no checkpoint of gesso"):
+        train(load(path, ["--out", str(folder / "fourth")]), dry_run=True, checkpoint=folder / "pictures")
+    assert not (folder / "fourth").exists()
 
 
 def test_a_run_that_differs_is_refused_with_both_values(folder: Path, linear: Path) -> None:

@@ -27,15 +27,19 @@ examples:
   gesso train dog.toml --dry-run
   gesso train --data.path photos --data.prompt "a photo of sks dog" --out runs/dog
   gesso train runs/dog
+  gesso train runs/dog --from runs/dog/checkpoint-300
 """
 
 
 def arguments(parser: Parser) -> None:
     parser.rest = True
-    parser.usage = "gesso train [RECIPE] [--KEY VALUE …] [--dry-run] [--json]"
+    parser.usage = "gesso train [RECIPE] [--KEY VALUE …] [--from CHECKPOINT] [--dry-run] [--json]"
     group = parser.add_argument_group("arguments")
     # RECIPE is read from what argparse leaves, or it would take the value of a recipe's flag for it.
     group.add_argument("--dry-run", action="store_true", help="check everything, say what would be done")
+    group.add_argument(
+        "--from", dest="checkpoint", type=Path, metavar="CHECKPOINT", help="go on from this one, not from the newest"
+    )
     group.add_argument("--json", action="store_true", help="answer with one JSON object on standard output")
     parser.description = (parser.description or "") + "\n\n  RECIPE  a .toml file, or the folder of a run to go on with"
 
@@ -54,18 +58,18 @@ def main(options: argparse.Namespace) -> int:
     loaded = load(Path(alone[0]) if alone else None, given)
     with _logged(Path(loaded.recipe.out)):
         if not options.json:
-            return _train(loaded, dry_run=options.dry_run)
+            return _train(loaded, options)
         # Standard output is for the answer alone.
         with contextlib.redirect_stdout(sys.stderr):
-            code = _train(loaded, dry_run=options.dry_run)
+            code = _train(loaded, options)
     print(json.dumps(_answer(loaded, code, dry_run=options.dry_run), ensure_ascii=False))
     return code
 
 
-def _train(loaded: Loaded, *, dry_run: bool) -> int:
+def _train(loaded: Loaded, options: argparse.Namespace) -> int:
     from gesso import run
 
-    return run.train(loaded, dry_run=dry_run)
+    return run.train(loaded, dry_run=options.dry_run, checkpoint=options.checkpoint)
 
 
 def _answer(loaded: Loaded, code: int, *, dry_run: bool) -> dict[str, Any]:
