@@ -11,7 +11,7 @@ import contextlib
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from importlib import import_module
 from keyword import iskeyword
@@ -24,14 +24,19 @@ VERBS = {
     "demo": "see it work: teach the embedded little model one new thing, on any computer",
     "doctor": "what this computer can do, what is missing, and how to mend it",
     "new": "look at a folder of pictures and write a recipe for it",
+    "check": "name all that is wrong with your pictures and captions, and what a run will take",
+    "caption": "have a model say what is in your pictures, and write it beside them",
+    "cache": "encode a recipe's pictures and captions ahead, and look after what is kept",
+    "pack": "put pictures and captions into few large files: save_to_disk, Parquet, WebDataset",
     "train": "carry out a recipe, or go on with a run where it stopped",
     "generate": "draw pictures with a model, a run or a checkpoint",
+    "compare": "the same prompts and seeds by several models, side by side on a page",
     "inspect": "say what a model file is, without running anything of it",
     "convert": "rewrite a model or LoRA file in another form",
     "export": "write what was trained in a form that other programs load, and check it",
     "import": "make a recipe of another trainer's configuration or command",
 }
-STARTERS = ("accelerate", "msrun", "python", "python3", "torchrun")
+STARTERS = ("accelerate", "bash", "msrun", "python", "python3", "sh", "torchrun")
 """Programs that the commands of other trainers' scripts begin with; gesso takes such a command as it stands."""
 CRASHED = 1
 
@@ -66,7 +71,7 @@ def _run(given: list[str]) -> int:
     if given[0] in ("-V", "--version"):
         print(f"gesso {__version__}")
         return Exit.DONE
-    if given[0].endswith(".py") or given[0] in STARTERS:
+    if given[0].endswith((".py", ".sh")) or given[0] in STARTERS:
         return int(import_module("gesso.commands.script").main(given))
     verb = given[0].replace("_", "-")
     if verb not in VERBS:
@@ -120,8 +125,9 @@ class Parser(argparse.ArgumentParser):
         words = [self._dashed(word) for word in given]
         known = {flag: action for action in self._actions for flag in action.option_strings}
         if self.rest:
-            options = self.parse_args([word for word in words if word in known])
-            options.rest = [word for word in given if self._dashed(word) not in known]
+            own, others = self._divided(given, known)
+            options = self.parse_args(own)
+            options.rest = others
             return options
         for word in words:  # before argparse, which would first ask for what the misspelt flag was to give
             flag = word.partition("=")[0]
@@ -129,6 +135,19 @@ class Parser(argparse.ArgumentParser):
                 meant = get_close_matches(flag, known, n=1)
                 self.error(f"there is no flag {flag}", f"did you mean {meant[0]}? " if meant else "")
         return self.parse_args(words)
+
+    def _divided(self, given: Sequence[str], known: Mapping[str, argparse.Action]) -> tuple[list[str], list[str]]:
+        """The flags of the verb's own with their values, and everything else."""
+        own: list[str] = []
+        others: list[str] = []
+        valued = False
+        for word in given:
+            dashed = self._dashed(word)
+            flag, equals, _ = dashed.partition("=")
+            mine = flag in known
+            (own if mine or valued else others).append(dashed if mine else word)
+            valued = mine and not equals and known[flag].nargs != 0
+        return own, others
 
     @staticmethod
     def _dashed(word: str) -> str:

@@ -12,22 +12,19 @@ from typing import cast
 
 from gesso import loop, prior, settings
 from gesso.arrays import Float32, Int64, Pixels
-from gesso.data import remembered
-from gesso.data.alike import near_duplicates
-from gesso.data.batches import Batches, Step, held_out
-from gesso.data.cache import Store, default_folder
+from gesso.data import buckets, remembered
+from gesso.data.batches import Batches, Piece, held_out
+from gesso.data.cache import Store
 from gesso.data.check import check
 from gesso.data.dataset import Dataset, Prepared
-from gesso.data.places import Place
 from gesso.data.plan import Plan, by_group
 from gesso.data.record import Record
-from gesso.data.sources import folders, read
 from gesso.engines.engine import Engine, Trainable
-from gesso.errors import RecipeError
+from gesso.errors import DeviceError
 from gesso.events import Saved, Started
 from gesso.families.family import Family
 from gesso.formats import pipeline
-from gesso.keys import permutation
+from gesso.gathering import class_pictures, store
 from gesso.loop import Every
 from gesso.models import ModelSource
 from gesso.objective import own
@@ -82,9 +79,8 @@ class Job:
 
     @property
     def side(self) -> int:
-        """Width and height of the training pictures, in pixels."""
-        own = self.family.side(self.source.config(self.family.denoiser), self.source.config(self.family.autoencoder))
-        return self.recipe.train.resolution or own
+        """Width and height of the training pictures, in pixels; with buckets, of a square one."""
+        return side(self.recipe, self.source, self.family)
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -95,7 +91,8 @@ class Job:
     def load(self, scheduler: Mapping[str, object] = MappingProxyType({})) -> None:
         """The model into the engine, its scheduler changed as given."""
         parts = settings.whole_parts(self.recipe)
-        self.engine.load(self.source.folder, self.family, parts=parts, scheduler=scheduler)
+        chunks = self.recipe.train.caption_chunks
+        self.engine.load(self.source.folder, self.family, parts=parts, scheduler=scheduler, chunks=chunks)
 
     def attach(self) -> Trainable:
         """What the recipe trains, made trainable."""
@@ -107,12 +104,14 @@ class Job:
             keep_base=bool(recipe.prior.prompt) and recipe.prior.kind == "teacher",
         )
 
-    def class_records(self, instances: Sequence[Record], progress: prior.Progress) -> list[Record]:
-        """What keeps the class as it is; none without a class prompt.
+    def class_records(self, instances: Sequence[Record], progress: prior.Progress) -> Sequence[Record]:
+        """What keeps the class as it is; none without pictures of the class or a prompt for it.
 
-        Pictures of the class, drawn with the model as it is where they are missing; or `instances` under the class's
-        captions, for which the model is to answer as it does now.
+        The data's own pictures of the class; or pictures drawn with the model as it is where they are missing; or
+        `instances` under the class's captions, for which the model is to answer as it does now.
         """
+        if own := class_pictures(self.recipe):
+            return own
         if not self.recipe.prior.prompt:
             return []
         if self.recipe.prior.kind == "teacher":
@@ -127,7 +126,7 @@ class Job:
             progress=progress,
         )
 
-    def encode(self, records: list[Record], progress: prior.Progress) -> tuple[Dataset, Prepared]:
+    def encode(self, records: Sequence[Record], progress: prior.Progress) -> tuple[Dataset, Prepared]:
         """The data as the model sees it."""
         dataset = self.dataset(records)
         return dataset, dataset.prepare(progress)
@@ -137,10 +136,11 @@ class Job:
         recipe = self.recipe
         text = [part for pair in self.family.encoders for part in pair]
         empty = ["zeros for no caption"] if self.family.drops_to_zeros(self.source.index) else []
+        long = [f"{recipe.train.caption_chunks} chunks"] if recipe.train.caption_chunks > 1 else []
         encoder = Encoder(
             engine=self.engine,
             image_identity=f"{self.part_identity(self.family.autoencoder)} {self.engine.arithmetic}",
-            text_identity=" ".join([*map(self.part_identity, text), self.engine.arithmetic, *empty]),
+            text_identity=" ".join([*map(self.part_identity, text), self.engine.arithmetic, *empty, *long]),
             cache_latents=recipe.cache.latents,
             cache_text=recipe.cache.text,
             train_text=settings.trains_text(recipe),
@@ -149,6 +149,8 @@ class Job:
             records=records,
             width=self.side,
             height=self.side,
+            buckets=settings.buckets(recipe, self.side),
+            interpolation=recipe.train.interpolation,
             crop="center" if exact else recipe.train.crop,
             flip=False if exact else recipe.train.flip,
             caption_dropout=0.0 if exact else recipe.train.caption_dropout,
@@ -156,9 +158,10 @@ class Job:
             encoder=encoder,
             store=self.store,
             geometry=self.family.geometry,
+            readers=recipe.train.readers,
         )
 
-    def held_out(self, records: list[Record], progress: prior.Progress) -> tuple[list[Step], Prepared]:
+    def held_out(self, records: Sequence[Record], progress: prior.Progress) -> tuple[list[Piece], Prepared]:
         """What is measured during the run: the records at fixed noise and timesteps."""
         if not records:
             return [], Prepared()
@@ -178,9 +181,13 @@ class Job:
 
     def notes(self, dataset: Dataset, records: Sequence[Record]) -> list[str]:
         """What the user should know of the data, though it stops nothing."""
-        return check(
+        found = check(
             records, self.recipe.data, fingerprints=dataset.pictures.fingerprints, counter=self.engine.token_counts
         )
+        if dataset.buckets:
+            places, batch = [record.place for record in records], self.recipe.train.batch
+            found.append(buckets.said(buckets.table(dataset.buckets, places, dataset.pictures.sizes, batch), batch))
+        return found
 
     def part_identity(self, part: str) -> str:
         """A component's identity; with a cache, its weights are read for it only once, and not at every start."""
@@ -197,7 +204,12 @@ class Job:
         """What each step learns from."""
         scale, shift = self.family.scale(self.source.config(self.family.autoencoder))
         return Batches(
-            plan=Plan(seed=self.recipe.seed, rows=by_group(dataset.records), batch=self.recipe.train.batch),
+            plan=Plan(
+                seed=self.recipe.seed,
+                rows=by_group(dataset.records),
+                batch=self.recipe.train.batch,
+                sizes=dataset.all_sizes(),
+            ),
             dataset=dataset,
             objective=self.objective,
             scale=scale,
@@ -226,7 +238,7 @@ class Job:
         )
 
     def plan(
-        self, dataset: Dataset, validation: list[Step], started: Started, results: Results, save: Save, stop: Stop
+        self, dataset: Dataset, validation: list[Piece], started: Started, results: Results, save: Save, stop: Stop
     ) -> loop.Plan:
         """The run as the loop wants it."""
         recipe, requests = self.recipe, settings.requests(self.recipe, self.side)
@@ -254,63 +266,27 @@ class Job:
         )
 
 
+def side(recipe: Recipe, source: ModelSource, family: Family) -> int:
+    """The resolution in pixels: the recipe's, or the model's own."""
+    return recipe.train.resolution or family.side(source.config(family.denoiser), source.config(family.autoencoder))
+
+
 def create_engine(recipe: Recipe) -> Engine:
     """The engine that the recipe names: gesso/engines/<name>/engine.py."""
-    module = import_module(f"gesso.engines.{recipe.engine}.engine")
+    try:
+        module = import_module(f"gesso.engines.{recipe.engine}.engine")
+    except ModuleNotFoundError as error:
+        if recipe.engine != "torch" or str(error.name).startswith("gesso"):
+            raise
+        raise DeviceError(
+            f'engine = "torch" needs {error.name}, which is not installed here',
+            todo=f'pip install {error.name}, or set engine = "mindspore" where MindSpore is installed',
+        ) from error
     train = recipe.train
     made = module.create(
         recipe.torch, device=train.device, precision=train.precision, checkpointing=train.gradient_checkpointing
     )
     return cast(Engine, made)
-
-
-def pictures(recipe: Recipe) -> tuple[list[Record], list[Record]]:
-    """The records to learn from, and those held out to measure with."""
-    out = Path(recipe.out).expanduser().resolve()
-    for folder in [folder for table in recipe.data for folder in folders(table)]:
-        if Path(folder).expanduser().resolve() in (out, *out.parents):
-            raise RecipeError(
-                f"out = {recipe.out} lies in the pictures' folder {folder}, which gesso never writes to",
-                todo="choose another folder with --out",
-            )
-    records = [record for table in recipe.data for record in read(table, seed=recipe.seed)]
-    table = recipe.validate_
-    if table.path:
-        held = {"path": table.path, "prompt": table.prompt, "repeats": 1, "max_samples": 0, "format": "auto"}
-        return records, read(recipe.data[0].model_copy(update=held), key="validate")
-    if not table.holdout:
-        return records, []
-    places = held_places(recipe, list(dict.fromkeys(record.place for record in records)))
-    once = {record.place: record for record in records if record.place in places}
-    return [record for record in records if record.place not in places], list(once.values())
-
-
-def held_places(recipe: Recipe, places: Sequence[Place]) -> set[Place]:
-    """The pictures of the share that is held out: those that show the same are all on one side."""
-    share = recipe.validate_.holdout
-    count, why = round(share * len(places)), ""
-    held: set[Place] = set()
-    if 0 < count < len(places):
-        kept = store(recipe) if recipe.cache.latents or recipe.cache.text else None
-        alike = near_duplicates(places, kept)
-        groups: dict[int, list[Place]] = {}
-        for place, group in zip(places, alike, strict=True):
-            groups.setdefault(group, []).append(place)
-        for at in permutation(recipe.seed, "holdout", 0, len(places)):
-            same = groups.pop(alike[at], [])
-            held |= set(same) if len(held) + len(same) <= count else set()
-        count, why = len(held), ", since those that show the same stay together"
-    if not held:
-        raise RecipeError(
-            f"validate.holdout = {share:g} of {len(places)} pictures holds out {count}{why}",
-            todo="hold out at least one and keep at least one, or name a folder with validate.path",
-        )
-    return held
-
-
-def store(recipe: Recipe) -> Store:
-    """Where encoded pictures and captions are kept."""
-    return Store(Path(recipe.cache.path) if recipe.cache.path else default_folder())
 
 
 def make_objective(recipe: Recipe, source: ModelSource) -> Objective:

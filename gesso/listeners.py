@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from gesso.events import Event, Tracker
 from gesso.schema import Track
@@ -13,13 +16,28 @@ from gesso.trackers.console import Console
 from gesso.trackers.jsonl import Jsonl
 
 
+def check_track(track: Track) -> None:
+    """RecipeError where a tracker that the recipe names cannot be told: its library or a login is missing."""
+    if track.wandb:
+        from gesso.trackers import wandb
+
+        wandb.check(track.wandb)
+
+
 class Listeners:
-    """events.jsonl and run.log always; the console and TensorBoard as the recipe says.
+    """events.jsonl and run.log always; the console, TensorBoard and Weights & Biases as the recipe says.
 
     With `stop`, the work before the first step ends where it next tells of its progress after a stop was asked for.
+    `recipe` is what Weights & Biases shows of how the run was made.
     """
 
-    def __init__(self, out: Path, track: Track, stop: Stop | None = None) -> None:
+    def __init__(
+        self,
+        out: Path,
+        track: Track,
+        stop: Stop | None = None,
+        recipe: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
         self.stop = stop
         with guard(out, what="run.log"):
             self._file = (out / "run.log").open("a", encoding="utf-8", buffering=1)
@@ -29,6 +47,12 @@ class Listeners:
             from gesso.trackers.tensorboard import Tensorboard
 
             self.trackers.append(Tensorboard(out / "logs", out))
+        if track.wandb:
+            from gesso.trackers.wandb import Wandb
+
+            told = Wandb(track.wandb, out, recipe)
+            self.trackers.append(told)
+            self.say(f"Weights & Biases: {told.page}")
 
     def __enter__(self) -> Listeners:
         return self

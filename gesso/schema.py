@@ -26,6 +26,9 @@ def _multiple_of_8(value: int) -> int:
 Side = Annotated[int, Field(ge=8), AfterValidator(_multiple_of_8)]
 
 
+Colour = Annotated[str, Field(pattern=r"^(white|black|#[0-9a-fA-F]{6})$")]
+
+
 class Table(BaseModel):
     """One table of a recipe."""
 
@@ -35,6 +38,9 @@ class Table(BaseModel):
 class Model(Table):
     base: str = Field("tiny", min_length=1, description="what to start from: a name, a Hub id, a folder or a file")
     revision: str = Field("", description="revision of a Hub id; empty for its main branch")
+    like: str = Field(
+        "", description="for a base in one file: a folder or Hub id that lends configurations, tokenizer, scheduler"
+    )
     vae: str = Field(
         "", description="another autoencoder: a folder, a Hub id, or a model that has one; its own if empty"
     )
@@ -84,7 +90,15 @@ class TokenTable(Table):
 
 
 class DataTable(Table):
-    path: str = Field(min_length=1, description="a folder of pictures, or one file of them (docs/data.md)")
+    path: str = Field(
+        min_length=1,
+        description='a folder of pictures, one file of them, "hub:user/name", or a URL of shards (docs/data.md)',
+    )
+    revision: str = Field("", description="branch, tag or commit of a hub: data set; its main branch if empty")
+    config: str = Field("", description="which part of a hub: data set that has several; its default one if empty")
+    group: Literal["instance", "class"] = Field(
+        "instance", description='"class" for pictures of the class, which are to keep it as it is (prior preservation)'
+    )
     prompt: str | None = Field(None, description="one caption for every picture that has none of its own")
     repeats: Count = Field(1, description="how often each picture counts in an epoch")
     weight: Positive = Field(1.0, description="multiplies the loss of these pictures")
@@ -99,11 +113,15 @@ class DataTable(Table):
         False, description="the loss counts where dog-masklabel.png is white, or where the picture is opaque"
     )
     unmasked_weight: Share = Field(0.0, description="what the loss counts outside of masks")
+    background: Colour = Field("white", description='behind what is transparent: "white", "black" or "#rrggbb"')
     trigger: str = Field("", description="a word in front of every caption that does not have it")
     prefix: str = Field("", description="text put in front of every caption as it is, spaces included")
     suffix: str = Field("", description="text put behind every caption as it is, spaces included")
     shuffle: bool = Field(False, description="the caption's tags in another order each time")
     keep_tokens: Natural = Field(0, description="tags at the front that a shuffle leaves where they are")
+    tag_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.0, description="share of the tags behind keep_tokens that are left out, others each time"
+    )
     separator: str = Field(",", min_length=1, description="what stands between tags")
     wildcards: bool = Field(False, description="one of the choices in {red|blue}, drawn each time")
 
@@ -184,9 +202,29 @@ class Train(Table):
     resolution: Side | None = Field(
         None, description="side of the square picture in pixels; the model's own when left out"
     )
-    crop: Literal["center", "random"] = Field("center", description="which part of a picture that is not square")
+    crop: Literal["center", "random"] = Field("center", description="which part of a picture that does not fit")
     flip: bool = Field(False, description="mirror half of the pictures")
+    interpolation: Literal["lanczos", "bicubic", "bilinear"] = Field(
+        "lanczos", description="how pictures are resized; each is antialiased"
+    )
+    buckets: bool = Field(
+        False, description="keep each picture's shape, nearly: train it at the fitting one of several sizes"
+    )
+    bucket_step: Side | None = Field(
+        None, description="sides of buckets are multiples of it, in pixels; 64 when left out, less below 512 pixels"
+    )
+    bucket_min: Side | None = Field(
+        None, description="shortest side of a bucket in pixels; half the resolution when left out"
+    )
+    bucket_max: Side | None = Field(
+        None, description="longest side of a bucket in pixels; twice the resolution when left out"
+    )
+    bucket_enlarge: bool = Field(True, description="enlarge pictures that have fewer pixels than a bucket")
     caption_dropout: Share = Field(0.0, description="share of captions replaced by the empty caption")
+    caption_chunks: Count = Field(
+        1, description="so many times the text encoder's 75 tokens are read of a caption; what is over is cut off"
+    )
+    readers: Natural = Field(0, description="threads that read and decode pictures; 0 for one on each processor")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="precision of the forward pass")
     gradient_checkpointing: bool = Field(False, description="recompute activations to save memory, at the cost of time")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps, npu")
@@ -244,7 +282,9 @@ class SampleTable(Table):
     negative: str = Field("", description="what not to draw")
     width: Side | None = Field(None, description="pixels; the training resolution when left out")
     height: Side | None = Field(None, description="pixels; the training resolution when left out")
-    scheduler: str = Field("", description="a diffusers scheduler class; the model's own when left out")
+    scheduler: str = Field(
+        "", description='a scheduler, such as "DDIM" or "DPM++ 2M Karras"; the model\'s own when left out'
+    )
 
 
 class Validate(Table):
@@ -269,7 +309,13 @@ class Save(Table):
 
 class Track(Table):
     tensorboard: bool = Field(True, description="write TensorBoard events under logs/")
+    wandb: str = Field("", description="project on Weights & Biases that is told of the run; empty for none")
     console: Literal["auto", "live", "lines", "none"] = Field("auto", description="progress on the terminal")
+
+
+class Hub(Table):
+    push: str = Field("", description="OWNER/NAME on the Hub that the finished run is uploaded to; empty for none")
+    private: bool = Field(True, description="make the repository private, if it is not there yet")
 
 
 class Cache(Table):
@@ -288,7 +334,9 @@ class TorchEngine(Table):
 class Recipe(Table):
     """A whole run."""
 
-    engine: Literal["torch", "reference"] = Field("torch", description="what executes the run")
+    engine: Literal["torch", "mindspore", "reference"] = Field(
+        "torch", description="what executes the run (docs/mindspore.md)"
+    )
     out: str = Field("runs/gesso", min_length=1, description="the run folder")
     seed: int = Field(0, ge=0, description="every random choice follows from it")
     model: Model = Model()
@@ -304,6 +352,7 @@ class Recipe(Table):
     validate_: Validate = Field(Validate(), alias="validate")
     save: Save = Save()
     track: Track = Track()
+    hub: Hub = Hub()
     cache: Cache = Cache()
     torch: TorchEngine = TorchEngine()
 

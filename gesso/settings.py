@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable
 from pathlib import Path
 
+from gesso import samplers
+from gesso.data.buckets import Buckets, usual
 from gesso.data.sources import text
 from gesso.engines.engine import Adapter, Optim, Rule, SampleRequest, Token
 from gesso.errors import DataError, RecipeError
@@ -129,6 +131,20 @@ def adapter(recipe: Recipe, family: Family) -> Adapter | None:
     )
 
 
+def buckets(recipe: Recipe, side: int) -> Buckets | None:
+    """The sizes of pictures around the resolution `side`, None where all are squares. RecipeError if none would fit."""
+    train = recipe.train
+    if not train.buckets:
+        return None
+    return usual(
+        side,
+        step=train.bucket_step,
+        smallest=train.bucket_min,
+        largest=train.bucket_max,
+        enlarge=train.bucket_enlarge,
+    )
+
+
 def whole_parts(recipe: Recipe) -> tuple[str, ...]:
     """The parts whose own weights learn."""
     return recipe.model.train if recipe.adapter.kind == "none" else ()
@@ -149,6 +165,12 @@ def fits(recipe: Recipe, family: Family) -> None:
                 f"model.train names {part}, which a model of the family {family.name} does not have",
                 todo=f"its parts are {', '.join(own)}",
             )
+
+
+def can_draw(recipe: Recipe, scheduler: str) -> None:
+    """RecipeError where samples cannot be drawn with sample.scheduler by a model whose own scheduler class is given."""
+    if recipe.sample.scheduler:
+        samplers.read(recipe.sample.scheduler, scheduler)
 
 
 def tokens(recipe: Recipe) -> tuple[Token, ...]:

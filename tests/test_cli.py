@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
@@ -13,11 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from gesso import __version__, cli
+from gesso import __version__, cli, gallery
 from gesso.commands import train
+from gesso.engines.engine import SampleRequest
 from gesso.errors import Exit, LockedError, RecipeError
 from gesso.formats import png
-from gesso.generate import Request, check, lora_file, next_number
+from gesso.generate import Request, check, lora_file
 from gesso.schema import DataTable
 
 ROOT = Path(__file__).parent.parent
@@ -67,7 +69,7 @@ def test_version_and_no_verb(capsys: pytest.CaptureFixture[str]) -> None:
     ("words", "said"),
     [
         (["trian", "x.toml"], "there is no verb trian\n  What to do: did you mean `gesso train`?"),
-        (["xyz"], "there is no verb xyz\n  What to do: use one of demo, doctor, new, train, generate"),
+        (["xyz"], "there is no verb xyz\n  What to do: use one of demo, doctor, new, check, caption, cache"),
         (["generate", "--promt", "x"], "there is no flag --promt\n  What to do: did you mean --prompt?"),
         (["generate", "--model", "tiny", "--out", "x", "--st", "5"], "there is no flag --st\n"),
         (["train"], "which recipe?"),
@@ -146,9 +148,9 @@ def test_train_hands_over_the_recipe_wherever_it_stands(
 ) -> None:
     seen = []
 
-    def run(loaded: object, *, dry_run: bool) -> int:
+    def run(loaded: object, options: argparse.Namespace) -> int:
         print("for people")
-        seen.append((loaded.recipe, dry_run))  # type: ignore[attr-defined]
+        seen.append((loaded.recipe, options.dry_run))  # type: ignore[attr-defined]
         return 0
 
     monkeypatch.setattr(train, "_train", run)
@@ -217,10 +219,11 @@ def test_generate_refuses(words: list[str], said: str, tmp_path: Path, capsys: p
 
 
 def test_numbers_go_on_and_loras_are_found(tmp_path: Path) -> None:
-    assert next_number(tmp_path / "none") == 0
+    wanted = [SampleRequest(prompt="a", seed=0)]
+    assert gallery.places(tmp_path / "none", wanted, by_prompt=False) == [tmp_path / "none" / "00000.png"]
     for name in ("00000.png", "00007.png", "holiday-00099.png", "123.png"):
         (tmp_path / name).write_bytes(b"")
-    assert next_number(tmp_path) == 8
+    assert gallery.places(tmp_path, wanted, by_prompt=False) == [tmp_path / "00008.png"]
     lora = tmp_path / "pytorch_lora_weights.safetensors"
     lora.write_bytes(b"")
     assert lora_file(tmp_path) == lora_file(lora) == lora

@@ -107,7 +107,7 @@ def test_a_key_that_is_new_since_the_checkpoint_counts_as_its_default() -> None:
 
 def test_every_recipe_key_has_a_row_and_every_row_is_used() -> None:
     keys = [*BASE, "adapter.alpha", "objective.zero_snr", "train.resolution", "model.base", "data.0.path"]
-    keys += ["data.0.encoding", "data.0.prompt", resume.LENGTH, "train.epochs", "optim.text_encoder_lr"]
+    keys += ["data.0.encoding", "data.0.revision", "data.0.config", "data.0.prompt", resume.LENGTH, "train.epochs", "optim.text_encoder_lr"]
     keys += ["optim.token_lr", "optim.beta3", "rules.0.match", "tokens.0.name", resume.BETAS]
     assert [key for key in keys if resume.decide(key) not in resume.TABLE] == []
     used = {resume.decide(key).pattern for key in keys}

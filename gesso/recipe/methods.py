@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from gesso.recipe import mindspore
 from gesso.recipe.keys import Problem
 from gesso.schema import Recipe
 
@@ -26,6 +27,8 @@ def broken(recipe: Recipe) -> Iterator[Problem]:
     yield from _durations(recipe)
     if recipe.engine == "reference":
         yield from _reference(recipe)
+    if recipe.engine == "mindspore":
+        yield from mindspore.broken(recipe)
 
 
 def _rules(recipe: Recipe) -> Iterator[Problem]:

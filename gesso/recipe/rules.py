@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from gesso.recipe import methods, objectives
+from gesso.recipe import methods, objectives, sources
 from gesso.recipe.keys import Given, Problem, keys
 from gesso.schema import Recipe
 
@@ -32,11 +32,14 @@ def _data(recipe: Recipe) -> Iterator[Problem]:
             text='there are no pictures: add [[data]] with path = "photos", or --data.path photos', keys=("data",)
         )
     yield from _folders(recipe)
+    yield from sources.broken(recipe)
     for index, table in enumerate(recipe.data):
-        for name, switch in (("keep_tokens", "shuffle"), ("separator", "shuffle"), ("unmasked_weight", "masks")):
-            if not getattr(table, switch) and getattr(table, name) != keys()[f"data.{name}"].default:
+        tags = ("shuffle", "tag_dropout")
+        for name, switches in (("keep_tokens", tags), ("separator", tags), ("unmasked_weight", ("masks",))):
+            off = not any(getattr(table, switch) for switch in switches)
+            if off and getattr(table, name) != keys()[f"data.{name}"].default:
                 yield Problem(
-                    text=f"data.{index}.{name} has no effect without data.{index}.{switch}",
+                    text=f"data.{index}.{name} has no effect without data.{index}.{' or '.join(switches)}",
                     keys=(f"data.{index}.{name}",),
                 )
     if recipe.validate_.path and recipe.validate_.holdout:
@@ -55,8 +58,8 @@ def _folders(recipe: Recipe) -> Iterator[Problem]:
                 keys=(name,),
             )
     out = _home(recipe.out).resolve()
-    sources = {f"data.{index}.path": table.path for index, table in enumerate(recipe.data)}
-    for name, path in {**sources, "prior.path": recipe.prior.path, "validate.path": recipe.validate_.path}.items():
+    paths = {f"data.{index}.path": table.path for index, table in enumerate(recipe.data)}
+    for name, path in {**paths, "prior.path": recipe.prior.path, "validate.path": recipe.validate_.path}.items():
         folder = _home(path).resolve()
         if path and (folder == out or folder in out.parents):
             yield Problem(
@@ -108,6 +111,11 @@ def _model(recipe: Recipe) -> Iterator[Problem]:
             text=f"model.revision is for Hub ids, but model.base = {recipe.model.base} is here on this machine",
             keys=("model.revision", "model.base"),
         )
+    if recipe.model.like and not Path(recipe.model.base).expanduser().is_file():
+        yield Problem(
+            text=f"model.like is for a base in one file, and model.base = {recipe.model.base} is none",
+            keys=("model.like", "model.base"),
+        )
 
 
 def _rest(recipe: Recipe) -> Iterator[Problem]:
@@ -135,12 +143,7 @@ def _switches(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], bool, str, *tup
     """(keys, whether they act, why not otherwise, the keys that decide)."""
     optim, held = recipe.optim, recipe.validate_
     measured = bool(held.path or held.holdout)
-    yield (
-        _others("prior", "prompt"),
-        bool(recipe.prior.prompt),
-        "without prior.prompt, the class in words",
-        "prior.prompt",
-    )
+    yield from sources.switches(recipe)
     drawn = bool(recipe.sample.prompts or recipe.sample.prompts_file)
     yield _others("sample", "prompts"), drawn, "without sample.prompts or sample.prompts_file", "sample.prompts"
     yield from objectives.switches(recipe)
@@ -166,6 +169,7 @@ def _switches(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], bool, str, *tup
         "validate.holdout",
     )
     yield ("validate.prompt",), bool(held.path), "without validate.path", "validate.path"
+    yield ("hub.private",), bool(recipe.hub.push), "without hub.push", "hub.push"
     yield from _of_parts(recipe)
 
 
@@ -173,11 +177,15 @@ def _of_parts(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], bool, str, *tup
     """The same, of the model, the engine and the cache."""
     yield from methods.switches(recipe)
     train = recipe.train
-    torch, reason = recipe.engine == "torch", f'with engine = "{recipe.engine}"'
-    yield _others("torch", ""), torch, reason, "engine"
-    yield ("train.gradient_checkpointing",), torch, reason, "engine"
-    yield ("train.precision",), torch or train.precision in ("auto", "fp32"), reason, "engine"
-    yield ("train.device",), torch or train.device in ("auto", "cpu"), reason, "engine"
+    real, reason = recipe.engine != "reference", f'with engine = "{recipe.engine}"'
+    yield _others("torch", ""), recipe.engine == "torch", reason, "engine"
+    yield ("train.gradient_checkpointing",), real, reason, "engine"
+    yield ("train.precision",), real or train.precision in ("auto", "fp32"), reason, "engine"
+    yield ("train.device",), real or train.device in ("auto", "cpu"), reason, "engine"
+    names = ("train.bucket_step", "train.bucket_min", "train.bucket_max", "train.bucket_enlarge")
+    yield names, train.buckets, "without train.buckets", "train.buckets"
+    own = "without train.bucket_enlarge: smaller pictures keep their own size"
+    yield names[1:3], train.bucket_enlarge or not train.buckets, own, "train.bucket_enlarge"
     latents = train.crop == "center" or not recipe.cache.latents
     yield (
         ("cache.latents",),
