@@ -81,7 +81,7 @@ def why_not(kind: str, family: str, form: str, *, words: bool = False) -> str:
     if kind == "ti":
         return "learned words are vectors beside the model: they come as words"
     if form == "mindspore" and family == "sdxl":
-        return "there is no MindSpore checkpoint form of SDXL"
+        return "gesso knows the MindSpore checkpoints of SD 1 and 2 alone"
     if form in WHOLE:
         return ""
     if kind == "none":

@@ -37,6 +37,9 @@ def facts(recipe: Recipe, rows: Sequence[Mapping[str, Any]], *, side: int, tags:
         "ss_lr_warmup_steps": optim.warmup,
         "ss_optimizer": optim.name,
         "ss_seed": recipe.seed,
+        "ss_enable_bucket": train.buckets,
+        "ss_random_crop": train.crop == "random",
+        "ss_flip_aug": train.flip,
     }
     if "text_encoder" in recipe.model.train and optim.text_encoder_lr:
         known["ss_text_encoder_lr"] = optim.text_encoder_lr

@@ -224,7 +224,9 @@ def _joined(values: Iterator[_Value]) -> list[_Value]:
             last.length += value.length
             continue
         if value.tag in found:
-            raise Malformed(f'the name "{value.tag}" is there twice')
+            whole = value.kind in _TEXTS or found[value.tag].length >= _expected(found[value.tag])
+            odd = "is there twice" if whole else "stands over pieces that do not follow one another"
+            raise Malformed(f'the name "{value.tag}" {odd}')
         found[value.tag] = last = value
     for value in found.values():
         if value.kind not in _TEXTS and value.length != _expected(value):

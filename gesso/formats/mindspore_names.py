@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from gesso.errors import StorageError
+from gesso.errors import RecipeError, StorageError
 from gesso.formats import single_file
 from gesso.formats.single_file import NAMES, UNET, VAE, Parts, Unpacked
 from gesso.formats.stored import Stored, Tensors
@@ -53,11 +53,12 @@ _TRAINING = re.compile(
 def pack(parts: Parts, family: str) -> dict[str, Stored]:
     """MindSpore's tensors of a pipeline's parts ("unet", "vae", "text_encoder"), in the order of their names.
 
-    Raises StorageError for a family that has no such form, and for what `single_file.pack` refuses.
+    Raises RecipeError for another family, and StorageError for what `single_file.pack` refuses.
     """
     if family not in FAMILIES:
-        raise StorageError(
-            f"there is no MindSpore checkpoint form of {NAMES[family]}; only of Stable Diffusion 1 and 2"
+        raise RecipeError(
+            f"MindSpore checkpoints are written of Stable Diffusion 1 and 2 alone, not of {NAMES[family]}",
+            todo="write a diffusers folder, which mindone.diffusers reads too",
         )
     # SD 2's single file has the text encoder as OpenCLIP's, which is MindSpore's form for both.
     single = single_file.pack(parts, "sd2")
