@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -35,6 +35,8 @@ VARIABLES = (
     "ASCEND_RT_VISIBLE_DEVICES",
     "OMP_NUM_THREADS",
 )
+TORCH_SIDE = ("accelerate", "diffusers", "huggingface-hub", "numpy", "peft", "torch", "transformers")
+"""What gesso needs for the PyTorch engine, or of which the MindSpore engine has its own versions."""
 PIP = f"{Path(sys.executable).name} -m pip install"
 GIB = 2**30
 LEAST_DISK, LEAST_MEMORY = 1 * GIB, 1 * GIB
@@ -91,10 +93,11 @@ class Report:
         return "\n".join([*lines, end])
 
 
-def examine() -> Report:
-    """Look at everything; takes as long as importing the framework does."""
-    found, devices = _devices()
-    findings = (*_python(), *_libraries(), *found, *_base(), *_memory(), *_disks(), *_variables())
+def examine(engine: str = "torch") -> Report:
+    """Look at everything that the engine needs; takes as long as importing its framework does."""
+    found, devices = _devices() if engine == "torch" else _mindspore()
+    without = TORCH_SIDE if engine == "mindspore" else ()
+    findings = (*_python(), *_libraries(without), *found, *_base(), *_memory(), *_disks(), *_variables())
     return Report(findings=findings, devices=tuple(devices))
 
 
@@ -106,7 +109,7 @@ def _python() -> Iterator[Finding]:
         yield Finding(about="Python", text=text)
 
 
-def _libraries() -> Iterator[Finding]:
+def _libraries(without: Sequence[str] = ()) -> Iterator[Finding]:
     try:
         needed = requires("gesso") or []
     except PackageNotFoundError:
@@ -114,7 +117,8 @@ def _libraries() -> Iterator[Finding]:
         yield Finding(about="gesso", text="is not installed, so its libraries are not checked", state="note", fix=fix)
         return
     for line in sorted(line for line in needed if ";" not in line):
-        yield library(line)
+        if re.split(r"[^\w.-]", line)[0] not in without:
+            yield library(line)
 
 
 def library(requirement: str) -> Finding:
@@ -140,32 +144,51 @@ def numbers(text: str) -> tuple[int, ...]:
 
 
 def _devices() -> tuple[list[Finding], list[dict[str, Any]]]:
+    answer = _asked("gesso.engines.torch.devices", "PyTorch")
+    if isinstance(answer, Finding):
+        return [answer], []
+    devices: list[dict[str, Any]] = answer
+    found = [*_can_train(devices)]
+    if shutil.which("nvidia-smi") and not any(each["name"].startswith("cuda") for each in devices):
+        text = "an NVIDIA driver is here, but PyTorch sees no GPU"
+        fix = "install a CUDA build of PyTorch, or unset CUDA_VISIBLE_DEVICES"
+        found.append(Finding(about="cuda", text=text, state="note", fix=fix))
+    return found, devices
+
+
+def _mindspore() -> tuple[list[Finding], list[dict[str, Any]]]:
+    answer = _asked("gesso.engines.mindspore.examine", "MindSpore")
+    if isinstance(answer, Finding):
+        return [answer], []
+    devices: list[dict[str, Any]] = answer["devices"]
+    return [*(Finding(**each) for each in answer["findings"]), *_can_train(devices)], devices
+
+
+def _can_train(devices: Sequence[dict[str, Any]]) -> Iterator[Finding]:
+    for each in devices:
+        yield Finding(about=each["name"], text=f"{each['description']}; {', '.join(each['precisions'])}")
+
+
+def _asked(module: str, framework: str) -> Any:
+    """The JSON that a module of an engine prints in a process of its own, or what kept it from that."""
     here = str(Path(__file__).resolve().parent.parent)
     paths = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "gesso.engines.torch.devices"],
+            [sys.executable, "-m", module],
             capture_output=True,
             text=True,
             timeout=PATIENCE_SECONDS,
             env={**os.environ, "PYTHONPATH": paths},
         )
     except subprocess.TimeoutExpired:
-        text = f"PyTorch did not answer within {PATIENCE_SECONDS} s"
-        return [Finding(about="devices", text=text, state="problem", fix="look for a device driver that hangs")], []
+        text = f"{framework} did not answer within {PATIENCE_SECONDS} s"
+        return Finding(about="devices", text=text, state="problem", fix="look for a device driver that hangs")
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         fix = "mend the libraries above, then run gesso doctor again"
-        return [Finding(about="devices", text=f"PyTorch does not start: {last}", state="problem", fix=fix)], []
-    devices: list[dict[str, Any]] = json.loads(done.stdout)
-    found = [
-        Finding(about=each["name"], text=f"{each['description']}; {', '.join(each['precisions'])}") for each in devices
-    ]
-    if shutil.which("nvidia-smi") and not any(each["name"].startswith("cuda") for each in devices):
-        text = "an NVIDIA driver is here, but PyTorch sees no GPU"
-        fix = "install a CUDA build of PyTorch, or unset CUDA_VISIBLE_DEVICES"
-        found.append(Finding(about="cuda", text=text, state="note", fix=fix))
-    return found, devices
+        return Finding(about="devices", text=f"{framework} does not start: {last}", state="problem", fix=fix)
+    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def _base() -> Iterator[Finding]:

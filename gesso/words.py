@@ -60,8 +60,12 @@ def check(tokens: Sequence[Token]) -> None:
 
 def unused(tokens: Sequence[Token], captions: Iterable[str]) -> list[str]:
     """The words that stand in none of `captions` (and prompts), as they are written; such a word cannot learn."""
-    text = "\n".join(captions)
-    return [token.name for token in tokens if token.name not in text]
+    idle = [token.name for token in tokens]
+    for caption in captions:  # of millions, as few are read as it takes
+        idle = [name for name in idle if name not in caption]
+        if not idle:
+            break
+    return idle
 
 
 def check_used(tokens: Sequence[Token], captions: Iterable[str]) -> None:

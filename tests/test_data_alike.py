@@ -47,6 +47,15 @@ def test_colours_tell_what_shapes_do_not() -> None:
     assert groups([]) == []
 
 
+def test_things_on_a_white_table_are_told_apart_by_their_colour() -> None:
+    def thing(*colour: int) -> np.ndarray:
+        table = np.full((8, 9, 3), 235, dtype=np.uint8)
+        table[2:6, 4] = colour
+        return table
+
+    assert groups([thing(175, 14, 42), thing(120, 66, 92), thing(180, 20, 40)]) == [0, 1, 0]
+
+
 def test_being_alike_is_passed_on_and_does_not_hang_on_the_order() -> None:
     chain = [np.full((8, 9, 3), 10 * step, dtype=np.uint8) for step in range(20)]
     assert groups(chain) == [0] * 20

@@ -1,8 +1,8 @@
 """Pictures that show the same, though their bytes differ: saved again, resized, a little brighter.
 
 Two pictures are alike where at most BITS of 64 signs "this spot is lighter than the one to its right" differ (dHash,
-hackerfactor.com "Kind of Like That") and their 9 × 8 thumbnails differ by at most TONES of 255 on average: signs alone
-would take a red and a green apple for one.
+hackerfactor.com "Kind of Like That") and their 9 × 8 thumbnails differ by at most TONES of 255 on average, and nowhere
+by more than FARTHEST: signs alone would take a red and a green apple for one, and the average those on a white table.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable, Sequence
 import numpy as np
 from PIL import Image
 
-from gesso.arrays import Picture, UInt8
+from gesso.arrays import Array, Picture, UInt8
 from gesso.data import images
 from gesso.data.cache import Store, key
 from gesso.data.places import Place
@@ -20,6 +20,7 @@ from gesso.errors import DataError
 
 BITS = 3
 TONES = 12.0
+FARTHEST = 40
 WIDTH, HEIGHT = 9, 8
 
 
@@ -84,9 +85,18 @@ def groups(thumbnails: Sequence[UInt8]) -> list[int]:
             rows = np.array(same)
             for place, at in enumerate(same[:-1]):
                 rest = rows[place + 1 :]
-                near = np.bitwise_count(hashes[rest] ^ hashes[at]) <= BITS
-                near &= np.abs(tones[rest] - tones[at]).mean(axis=1) <= TONES
+                near = _ones(hashes[rest] ^ hashes[at]) <= BITS
+                apart = np.abs(tones[rest] - tones[at])
+                near &= (apart.mean(axis=1) <= TONES) & (apart.max(axis=1) <= FARTHEST)
                 for other in rest[near]:
                     low, high = sorted((first(at), first(int(other))))
                     of[high] = low
     return [first(at) for at in range(len(of))]
+
+
+def _ones(words: Array) -> Array:
+    """How many bits of each 64-bit word are 1, [N]."""
+    if hasattr(np, "bitwise_count"):
+        return np.asarray(np.bitwise_count(words))
+    # numpy 1, which MindSpore needs.
+    return np.asarray(np.unpackbits(words.astype(np.uint64)[:, None].view(np.uint8), axis=1).sum(axis=1))

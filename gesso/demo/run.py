@@ -6,6 +6,7 @@ things from captioned pictures (text-to-image fine-tuning by LoRA, or of all wei
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -155,9 +156,10 @@ def verdict(out: Path, listeners: Listeners, *, questions: Sequence[Question]) -
 
 
 def engine_of(model: str) -> Engine:
-    """An engine that draws with a model, its LoRA on top where it is one."""
-    source = resolve(model)
-    engine = create_engine(Recipe())
+    """An engine that draws with a model, its LoRA on top where it is one; a run's own engine."""
+    source, settings = resolve(model), Path(model) / "effective.json"
+    own = json.loads(settings.read_text(encoding="utf-8"))["engine"]["value"] if settings.is_file() else "torch"
+    engine = create_engine(Recipe(engine=own))
     engine.load(source.folder, find(source.pipeline))
     if source.lora:
         engine.add_lora(source.lora)

@@ -1,6 +1,7 @@
 """New words in the tokenizers and text encoders: vectors of their own beside the encoder's table, which stays as it is.
 
-What a word is called, and how it begins, is decided in gesso/words.py.
+What a word is called, and how it begins, is decided in gesso/words.py; how a tokenizer learns it, in
+gesso/engines/vocabulary.py.
 """
 
 from __future__ import annotations
@@ -14,10 +15,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from gesso import words
-from gesso.arrays import Float32
+from gesso.engines import vocabulary
 from gesso.engines.engine import Token
 from gesso.engines.torch.models import Models
-from gesso.errors import RecipeError
 
 # CLIP configurations with eos_token_id 2 (SD 1.x, SDXL) make the encoder pool where the highest id stands, which is
 # then a new word instead of the end of the text. transformers does so, diffusers therefore draws so, and training must
@@ -56,8 +56,10 @@ def attach(models: Models, encoders: Sequence[tuple[str, str]], tokens: Sequence
         net, reader = models.get(encoder), models.get(tokenizer)
         table = net.get_input_embeddings()
         values = table.weight.detach().float().cpu().numpy()
-        starts = {token.name: words.begin(token, encoder, _known(token, reader, values), values) for token in tokens}
-        first = _extend(reader, tokens)
+        starts = {
+            token.name: words.begin(token, encoder, vocabulary.known(token, reader, values), values) for token in tokens
+        }
+        first = vocabulary.extend(reader, tokens)
         own = {name: nn.Parameter(torch.from_numpy(start).to(models.device)) for name, start in starts.items()}
         net.set_input_embeddings(Table(table, first, list(own.values())))
         found |= {words.full_name(encoder, name): value for name, value in own.items()}
@@ -72,56 +74,3 @@ def expanded(captions: Sequence[str], tokenizer: Any) -> list[str]:
 def count(caption: str, tokenizer: Any) -> int:
     """How many tokens a caption has, its two marks included, before any cut."""
     return len(tokenizer(expanded([caption], tokenizer)[0]).input_ids)
-
-
-def _known(token: Token, tokenizer: Any, values: Float32) -> Float32:
-    """The vectors of the words that `token` begins as, [count, width]; none for a random beginning."""
-    ids = tokenizer(token.init, add_special_tokens=False).input_ids if token.init else []
-    unknown = [each for each in ids if each >= len(values) or each in tokenizer.all_special_ids]
-    if token.init and (not ids or unknown):
-        raise RecipeError(
-            f'tokens: init = "{token.init}" of "{token.name}" is no word that the text encoder knows',
-            todo='give it words such as "dog" to begin as, or leave init out for a random beginning',
-        )
-    return values[ids]
-
-
-def _extend(tokenizer: Any, tokens: Sequence[Token]) -> int:
-    """Add every piece of every word; the id of the first."""
-    for token in tokens:
-        taken = next((piece for piece in words.pieces(token) if _is_known(piece, tokenizer)), None)
-        if taken is not None:
-            raise RecipeError(
-                f'tokens: the text encoder already knows the word "{taken}"',
-                todo=f'choose a name that is new, such as "<{token.name.strip("<>")}-1>"',
-            )
-    room = int(tokenizer.model_max_length) - 2  # all but the marks of beginning and end
-    for token in tokens:
-        if token.vectors > room:
-            raise RecipeError(
-                f'tokens: "{token.name}" has {token.vectors} vectors, but a caption has room for {room}',
-                todo="give it fewer; 1 to 4 are usual",
-            )
-    pieces = [piece for token in tokens for piece in words.pieces(token)]
-    first = len(tokenizer)
-    tokenizer.add_tokens(pieces)
-    ids = tokenizer.convert_tokens_to_ids(pieces)
-    if ids != list(range(first, first + len(pieces))):
-        raise RecipeError(f"tokens: the tokenizer does not take {pieces} as {len(pieces)} new words")
-    for token in tokens:
-        read = tokenizer.tokenize(f"a {token.name} and {token.name}, a")
-        if read.count(token.name) != 2:
-            raise RecipeError(
-                f'tokens: the tokenizer reads "{token.name}" as "{_seen(token.name, tokenizer)}"',
-                todo="write the word in small letters and plain signs",
-            )
-    return first
-
-
-def _is_known(piece: str, tokenizer: Any) -> bool:
-    read = tokenizer(piece, add_special_tokens=False).input_ids
-    return piece in tokenizer.get_vocab() or (len(read) == 1 and read[0] != tokenizer.unk_token_id)
-
-
-def _seen(name: str, tokenizer: Any) -> str:
-    return " ".join(str(each).removesuffix("</w>") for each in tokenizer.tokenize(name))

@@ -1,0 +1,1 @@
+"""The MindSpore engine: the only place that imports MindSpore and mindone."""
