@@ -10,6 +10,8 @@ import torch
 
 from gesso.errors import DeviceError
 
+NPU = "an Ascend NPU needs CANN and the package torch_npu of PyTorch's own version, docs/mindspore.md tells more"
+
 
 def devices() -> list[dict[str, Any]]:
     """Every device that can train, best first: name, description, total memory in bytes (None: shared), precisions."""
@@ -27,10 +29,7 @@ def devices() -> list[dict[str, Any]]:
             )
     if torch.backends.mps.is_available():
         found.append({"name": "mps", "description": "Apple GPU", "memory": None, "precisions": ["fp32", "fp16"]})
-    if _has_npu():
-        found.append(
-            {"name": "npu", "description": "Ascend NPU", "memory": None, "precisions": ["fp32", "fp16", "bf16"]}
-        )
+    found += _npus()
     threads = torch.get_num_threads()
     found.append(
         {
@@ -47,12 +46,13 @@ def choose(device: str, precision: str) -> tuple[torch.device, str, str]:
     """(device, effective precision, description) for what a recipe asks; DeviceError when it is not there."""
     seen = devices()
     wanted = seen[0]["name"] if device == "auto" else device
-    wanted = "cuda:0" if wanted == "cuda" else wanted
+    wanted = f"{wanted}:0" if wanted in ("cuda", "npu") else wanted
     match = next((each for each in seen if each["name"] == wanted), None)
     if match is None:
         raise DeviceError(
             f'there is no device "{device}" here',
-            todo=f"use one of {', '.join(each['name'] for each in seen)} for train.device; `gesso doctor` tells more",
+            todo=f"use one of {', '.join(each['name'] for each in seen)} for train.device; "
+            + (NPU if wanted.startswith("npu") else "`gesso doctor` tells more"),
         )
     if precision == "auto":
         precision = "fp32" if wanted in ("cpu", "mps") else "bf16" if "bf16" in match["precisions"] else "fp16"
@@ -64,9 +64,21 @@ def choose(device: str, precision: str) -> tuple[torch.device, str, str]:
     return torch.device(wanted), precision, match["description"]
 
 
-def _has_npu() -> bool:
-    npu = getattr(torch, "npu", None)  # added to torch by importing torch_npu, where that is installed
-    return npu is not None and bool(npu.is_available())
+def _npus() -> list[dict[str, Any]]:
+    """Ascend's, which torch_npu adds to PyTorch when that is imported; none where it is not installed."""
+    npu = getattr(torch, "npu", None)
+    if npu is None or not npu.is_available():
+        return []
+    return [
+        {
+            "name": f"npu:{index}",
+            "description": f"{npu.get_device_name(index)}, "
+            f"{npu.get_device_properties(index).total_memory / 2**30:.0f} GiB",
+            "memory": npu.get_device_properties(index).total_memory,
+            "precisions": ["fp32", "fp16", *(["bf16"] if npu.is_bf16_supported() else [])],
+        }
+        for index in range(npu.device_count())
+    ]
 
 
 if __name__ == "__main__":

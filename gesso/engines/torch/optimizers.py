@@ -130,17 +130,24 @@ class Stepper:
 
 # ---------------------------------------------------------------- by name
 
+FUSED = ("cpu", "cuda", "mps")
+"""Devices on which PyTorch's fused optimisers are known to run; Ascend's are others."""
+
+
+def _fused(trained: Trained) -> bool | None:
+    return True if next(iter(trained.values())).device.type in FUSED else None
+
 
 def _adamw(optim: Optim, trained: Trained) -> Made:
-    return (torch.optim.AdamW(groups(optim, trained), lr=0.0, betas=optim.betas, eps=optim.eps, fused=True),)
+    return (torch.optim.AdamW(groups(optim, trained), lr=0.0, betas=optim.betas, eps=optim.eps, fused=_fused(trained)),)
 
 
 def _adam(optim: Optim, trained: Trained) -> Made:
-    return (torch.optim.Adam(groups(optim, trained), lr=0.0, betas=optim.betas, eps=optim.eps, fused=True),)
+    return (torch.optim.Adam(groups(optim, trained), lr=0.0, betas=optim.betas, eps=optim.eps, fused=_fused(trained)),)
 
 
 def _sgd(optim: Optim, trained: Trained) -> Made:
-    made = torch.optim.SGD(groups(optim, trained), lr=0.0, momentum=optim.betas[0], fused=True)
+    made = torch.optim.SGD(groups(optim, trained), lr=0.0, momentum=optim.betas[0], fused=_fused(trained))
     if optim.betas[0]:
         # Left to itself, a first step that is skipped leaves momentum in uninitialised memory.
         for parameter in trained.values():
