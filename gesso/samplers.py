@@ -32,7 +32,7 @@ SHORT: dict[str, tuple[str, dict[str, object]]] = {
     "Heun": ("HeunDiscreteScheduler", {}),
     "LCM": ("LCMScheduler", {}),
     "LMS": ("LMSDiscreteScheduler", {}),
-    "PLMS": ("PNDMScheduler", {}),
+    "PLMS": ("PNDMScheduler", {"skip_prk_steps": True}),
     "SA-Solver": ("SASolverScheduler", {}),
     "TCD": ("TCDScheduler", {}),
     "UniPC": ("UniPCMultistepScheduler", {}),
@@ -101,9 +101,8 @@ def short(name: str) -> str:
     made = read(name)
     spaced = [word.title() for word, option in SPACINGS.items() if made.options.get(option)]
     plain = {key: value for key, value in made.options.items() if key not in SPACINGS.values()}
-    called = next(
-        (each for each, (kind, options) in {**SHORT, **EDM}.items() if (kind, options) == (made.kind, plain)), ""
-    )
+    known = {each: options for each, (kind, options) in {**SHORT, **EDM}.items() if kind == made.kind}
+    called = next((each for each, options in known.items() if options == plain), "" if plain else next(iter(known), ""))
     return " ".join([called or made.kind, *spaced])
 
 

@@ -154,7 +154,8 @@ def test_prior_preservation(tmp_path: Path) -> None:
     assert recipe(missing).prior.path == ""
     without = translate([DREAM + "--class_prompt 'a dog' --max_train_steps 9"])
     assert fates(without)["--class_prompt"] == "harmless"
-    assert "--class_prompt" in stops(DREAM + "--with_prior_preservation --max_train_steps 9")
+    both = {"--class_prompt", "--class_data_dir"}
+    assert set(stops(DREAM + "--with_prior_preservation --max_train_steps 9")) == both
     (tmp_path / "dog").rename(tmp_path / "cat")
     assert "--max_train_steps" in stops(DREAM + prior)
 
@@ -204,12 +205,27 @@ def test_checkpoints() -> None:
     assert "--resume_from_checkpoint" in stops(LORA + "--resume_from_checkpoint out/checkpoint-5")
 
 
+def test_who_is_told_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = command(LORA + "--push_to_hub --hub_model_id me/dog --report_to wandb")
+    assert (found.hub.push, found.hub.private, found.track.wandb) == ("me/dog", True, "text2image-fine-tune")
+    assert command(TEXT + "--report_to wandb --tracker_project_name dogs").track.wandb == "dogs"
+    assert command(SDXL + "--report_to wandb").track.wandb == "text2image-fine-tune-sdxl"
+    assert command(DREAM_XL + "--report_to wandb").track.wandb == "dreambooth-lora-sd-xl"
+    assert command(DREAM_XL + "--report_to tensorboard").track.wandb == ""
+    assert command(LORA + "--hub_model_id me/dog").hub.push == ""
+    assert list(stops(LORA + "--push_to_hub")) == ["--push_to_hub"]
+    assert set(stops(LORA + "--push_to_hub --hub_model_id dog")) == {"--push_to_hub", "--hub_model_id"}
+    assert list(stops(LORA + "--report_to comet_ml")) == ["--report_to"]
+    assert list(stops(LORA + "--report_to wandb --hub_token hf_x")) == ["--hub_token"]
+    monkeypatch.setattr("gesso.importers.diffusers_run.find_spec", lambda name: None)
+    assert command(LORA + "--report_to all").track.wandb == ""
+
+
 @pytest.mark.parametrize(
     ("line", "key"),
     [
-        ("--report_to wandb", "--report_to"),
-        ("--push_to_hub", "--push_to_hub"),
-        ("--dataset_name owner/pictures", "--dataset_name"),
+        ("--resume_from_checkpoint out/checkpoint-5", "--resume_from_checkpoint"),
+        ("--dataset_name owner/pictures", "--train_data_dir"),
         ("--lr_scheduler piecewise_constant", "--lr_scheduler"),
         ("--mixed_precision fp8", "--mixed_precision"),
         ("--resolution 500", "--resolution"),
@@ -233,6 +249,75 @@ def test_a_misspelt_flag_gets_the_nearest_name_and_a_foreign_one_its_script() ->
 def test_no_model_and_no_pictures_are_asked_for() -> None:
     assert set(stops("python train_dreambooth.py")) == {"--pretrained_model_name_or_path", "--instance_data_dir"}
     assert set(stops(DREAM.partition("--instance_prompt")[0])) == {"--instance_prompt"}
+
+
+def test_a_data_set_of_the_hub() -> None:
+    hub = LORA.replace("--train_data_dir=photos", "--dataset_name=YaYaB/onepiece-blip-captions")
+    found = command(hub + "--dataset_config_name small").data[0]
+    assert (found.path, found.config) == ("hub:YaYaB/onepiece-blip-captions", "small")
+    assert "no name of a Hub data set" in stops(hub.replace("YaYaB/", "a/b/"))["--dataset_name"]
+    assert "check it" in stops(hub.replace("YaYaB/onepiece-blip-captions", "imagefolder"))["--dataset_name"]
+    assert list(stops(LORA + "--dataset_config_name small")) == ["--dataset_config_name"]
+
+
+def test_a_checkpoint_is_found_as_given_or_in_the_output_folder(tmp_path: Path) -> None:
+    (tmp_path / "out" / "checkpoint-5").mkdir(parents=True)
+    (tmp_path / "other" / "checkpoint-7").mkdir(parents=True)
+    line = LORA + "--output_dir out --resume_from_checkpoint "
+    assert translate([line + "other/checkpoint-7"]).checkpoint == "other/checkpoint-7"
+    for place in ("checkpoint-5", "elsewhere/checkpoint-5", "out/checkpoint-5"):
+        assert translate([line + place]).checkpoint == "out/checkpoint-5"
+    assert fates(translate([line + "checkpoint-5"]))["--resume_from_checkpoint"] == "differs"
+    assert translate([line + "latest"]).checkpoint == ""
+    assert "no out/checkpoint-9" in stops(line + "checkpoint-9")["--resume_from_checkpoint"]
+
+
+@pytest.mark.parametrize(
+    ("line", "key"),
+    [
+        ("--lr_warmup_steps -1", "--lr_warmup_steps"),
+        ("--max_train_samples 0", "--max_train_samples"),
+        ("--max_train_steps 0", "--max_train_steps"),
+        ("--num_train_epochs 0", "--num_train_epochs"),
+        ("--learning_rate 0", "--learning_rate"),
+        ("--train_batch_size 0", "--train_batch_size"),
+        ("--gradient_accumulation_steps -2", "--gradient_accumulation_steps"),
+        ("--checkpointing_steps 0", "--checkpointing_steps"),
+        ("--checkpoints_total_limit 0", "--checkpoints_total_limit"),
+        ("--dataloader_num_workers -1", "--dataloader_num_workers"),
+        ("--validation_prompt x --num_validation_images 0", "--num_validation_images"),
+        ("--validation_prompt x --validation_epochs 0", "--validation_epochs"),
+        ("--noise_offset -1", "--noise_offset"),
+        ("--max_grad_norm -1", "--max_grad_norm"),
+        ("--snr_gamma -5", "--snr_gamma"),
+        ("--seed -1", "--seed"),
+        ("--image_interpolation_mode nearest", "--image_interpolation_mode"),
+    ],
+)
+def test_numbers_that_cannot_be(line: str, key: str) -> None:
+    assert list(stops(LORA + line)) == [key]
+
+
+def test_how_a_picture_is_resized() -> None:
+    assert command(TEXT).train.interpolation == "lanczos"
+    assert command(DREAM).train.interpolation == "bilinear"
+    assert command(LORA + "--distributed").train.interpolation == "bilinear"
+    assert command(LORA + "--lora_rank 4 --image_interpolation_mode bicubic").train.interpolation == "bicubic"
+
+
+def test_the_models_own_tokenizer_may_be_named() -> None:
+    assert fates(translate([DREAM + "--tokenizer_name owner/base"]))["--tokenizer_name"] == "harmless"
+    assert list(stops(DREAM + "--tokenizer_name other/base")) == ["--tokenizer_name"]
+
+
+def test_keys_of_the_recipe_may_stand_among_the_flags() -> None:
+    imported = translate([LORA + "--rank 8 --adapter.rank 6 --train.buckets --optim.weight-decay=0"])
+    found = recipe(imported)
+    assert (found.adapter.rank, found.train.buckets, found.optim.weight_decay) == (6, True, 0.0)
+    assert fates(imported)["--rank"] == "harmless"
+    assert "rank = 6  # --adapter.rank" in imported.text
+    assert "did you mean --train.steps" in stops(LORA + "--train.stepps 4")["--train.stepps"]
+    assert "whole number" in stops(LORA + "--train.batch many")["--train.batch"]
 
 
 def test_a_local_data_set_is_a_folder(tmp_path: Path) -> None:
@@ -305,7 +390,7 @@ def test_the_verb_writes_once_and_reports(capsys: pytest.CaptureFixture[str]) ->
     assert "dog.toml is written" in capsys.readouterr().out
     assert cli.main(["import", *words, "--out=dog.toml"]) == Exit.RECIPE
     assert "is there already" in capsys.readouterr().err
-    assert cli.main(["import", *words, "--push_to_hub", "--json"]) == Exit.RECIPE
+    assert cli.main(["import", *words, "--mixed_precision=fp8", "--json"]) == Exit.RECIPE
     answer = json.loads(capsys.readouterr().out)
     assert (answer["stopped"], answer["recipe"], answer["written"]) == (True, None, None)
     assert not Path("recipe.toml").exists()

@@ -121,6 +121,16 @@ def test_a_job_of_ai_toolkit() -> None:
     assert "lr = 0.0001  # train.lr" in imported.text
 
 
+def test_buckets_of_a_job() -> None:
+    train = recipe(translate([job()])).train
+    assert (train.buckets, train.bucket_step, train.bucket_enlarge) == (True, 64, False)
+    named = job(JOB.replace("flip_x: true", "flip_x: true\n          bucket_tolerance: 32"))
+    assert recipe(translate([named])).train.bucket_step == 32
+    for off in ("square_crop: true", "buckets: false", "buckets: true\n          square_crop: true"):
+        train = recipe(translate([job(JOB.replace("flip_x: true", f"flip_x: true\n          {off}"))])).train
+        assert (train.buckets, train.bucket_step, train.bucket_enlarge) == (False, None, True)
+
+
 def test_a_date_is_no_obstacle(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["import", job(JOB.replace("version: '1.0'", "version: 2026-01-01")), "--json"]) == 0
     assert "2026-01-01" in capsys.readouterr().out
@@ -135,9 +145,9 @@ def test_accumulated_steps_are_not_optimiser_steps() -> None:
     ("old", "new", "key"),
     [
         ("is_xl: true", "is_flux: true", "model.is_flux"),
-        ("shuffle_tokens: false", "token_dropout_rate: 0.1", "datasets.0.token_dropout_rate"),
+        ("shuffle_tokens: false", "mask_path: masks", "datasets.0.mask_path"),
+        ("shuffle_tokens: false", "random_triggers: [a]", "datasets.0.random_triggers"),
         ("resolution: [ 1024 ]", "resolution: [512, 768]", "datasets.0.resolution"),
-        ("push_to_hub: false", "push_to_hub: true", "save.push_to_hub"),
         ("optimizer: adamw8bit", "optimizer: automagic", "train.optimizer"),
         ("noise_scheduler: ddpm", "noise_scheduler: flowmatch", "train.noise_scheduler"),
         ("lr: 1e-4", "learning_rat: 1e-4", "train.learning_rat"),
@@ -235,7 +245,7 @@ def test_a_configuration_of_onetrainer() -> None:
     assert (found.sample.prompts, found.sample.seeds, found.sample.every_epochs) == (("a dog", "a cat"), (1,), 2)
     assert (found.save.every, found.save.keep) == (50, 2)
     said = fates(imported)
-    assert said["aspect_ratio_bucketing"] == "differs"
+    assert (said["aspect_ratio_bucketing"], found.train.buckets) == ("mapped", True)
     assert said["concepts.1.text.enable_tag_shuffling"] == "harmless"
     assert "hf_secret" not in json.dumps(imported.as_json())
 
@@ -252,7 +262,9 @@ def test_a_configuration_of_onetrainer() -> None:
         ({"learning_rate_scheduler": "REX"}, "learning_rate_scheduler"),
         ({"learning_rate_warmup_steps": 0.1}, "learning_rate_warmup_steps"),
         ({"resolution": "512,768"}, "resolution"),
-        ({"masked_training": True}, "masked_training"),
+        ({"masked_training": True, "normalize_masked_area_loss": True}, "normalize_masked_area_loss"),
+        ({"masked_training": True, "masked_prior_preservation_weight": 0.5}, "masked_prior_preservation_weight"),
+        ({"concepts": [{"path": "a", "text": {"tag_dropout_enable": True}}]}, "concepts.0.text.tag_dropout_enable"),
         ({"concepts": None}, "concept_file_name"),
         ({"concepts": [{"path": "a", "balancing": 1.5}]}, "concepts.0.balancing"),
         ({"concepts": [{"path": "a", "text": {"prompt_source": "filename"}}]}, "concepts.0.text.prompt_source"),
@@ -267,6 +279,28 @@ def test_what_onetrainer_asks_for_beyond_gesso_stops(changes: dict[str, Any], ke
     found = stops(trainer(**changes))
     assert key in found
     assert found[key]
+
+
+def test_masks_and_tags_of_onetrainer() -> None:
+    text = {"tag_dropout_enable": True, "tag_dropout_mode": "RANDOM", "tag_dropout_probability": 0.2}
+    concept = {"path": "dog", "text": {**text, "keep_tags_count": 2}}
+    found = recipe(translate([trainer(masked_training=True, unmasked_weight=0.2, concepts=[concept])])).data[0]
+    assert (found.masks, found.unmasked_weight) == (True, 0.28)  # 0.1 + 0.9 x 0.2: a tenth of the steps has no mask
+    assert (found.tag_dropout, found.keep_tokens, found.shuffle) == (0.2, 2, False)
+    imported = translate([trainer(masked_training=True, unmasked_probability=0.0)])
+    assert recipe(imported).data[0].unmasked_weight == 0.1
+    off = fates(translate([trainer(masked_training=False, unmasked_weight=0.2, normalize_masked_area_loss=True)]))
+    assert {off[key] for key in ("masked_training", "unmasked_weight", "normalize_masked_area_loss")} == {"harmless"}
+
+
+def test_masks_and_tags_of_ai_toolkit() -> None:
+    new = "alpha_mask: true\n          mask_min_value: 0.1\n          token_dropout_rate: 0.3"
+    text = JOB.replace("shuffle_tokens: false", new)
+    imported = translate([job(text)])
+    found = recipe(imported).data[0]
+    assert (found.masks, found.unmasked_weight, found.tag_dropout) == (True, 0.1, 0.3)
+    notes = {entry.key: entry.note for entry in imported.entries}
+    assert "divides a mask by its mean" in notes["datasets.0.alpha_mask"]
 
 
 def test_concepts_and_samples_in_files_of_their_own(tmp_path: Path) -> None:

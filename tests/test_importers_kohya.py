@@ -250,15 +250,14 @@ def test_sample_prompts_with_their_options() -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        "--caption_tag_dropout_rate 0.1",
+        "--keep_tokens_separator |||",
         "--clip_skip 2",
-        "--max_token_length 225",
+        "--max_token_length 100",
         "--caption_extension .cap",
         "--resolution 512,768",
-        "--masked_loss",
+        "--conditioning_data_dir masks --masked_loss",
         "--network_weights a.safetensors",
-        "--log_with wandb",
-        "--huggingface_repo_id a/b",
+        "--resume_from_huggingface",
         "--resume state",
         "--deepspeed",
         "--lr_scheduler adafactor",
@@ -269,11 +268,37 @@ def test_what_cannot_be_done_stops_with_its_key(line: str) -> None:
     assert line.split()[0] in found
 
 
-def test_buckets_are_a_note_and_not_a_stop() -> None:
-    imported = translate([LORA + "--enable_bucket --min_bucket_reso 256 --clip_skip 1 --max_token_length 75"])
-    found = fates(imported)
-    assert (found["--enable_bucket"], found["--min_bucket_reso"]) == ("differs", "harmless")
-    assert imported.text
+def test_masks_tags_long_captions_and_resizing() -> None:
+    line = LORA + "--alpha_mask --masked_loss --caption_tag_dropout_rate 0.1 --keep_tokens 1 --max_token_length 225 "
+    found = command(line + "--resize_interpolation cubic")
+    assert {(each.masks, each.unmasked_weight) for each in found.data} == {(True, 0.0)}
+    assert (found.data[0].tag_dropout, found.data[0].keep_tokens, found.data[0].shuffle) == (0.1, 1, False)
+    assert (found.train.caption_chunks, found.train.interpolation) == (3, "bicubic")
+    assert not command(LORA + "--masked_loss").data[0].masks
+    assert fates(translate([LORA + "--resize_interpolation area"]))["--resize_interpolation"] == "differs"
+
+
+def test_a_model_in_one_file_needs_a_lender() -> None:
+    imported = translate([LORA + "--pretrained_model_name_or_path sdxl.safetensors"])
+    said = {entry.key: (entry.fate, entry.to, entry.note) for entry in imported.entries}
+    fate, to, note = said["--pretrained_model_name_or_path"]
+    assert (fate, to) == ("differs", {"model.base": "sdxl.safetensors"})
+    assert "model.like" in note
+    assert 'base = "sdxl.safetensors"' in imported.text
+
+
+def test_buckets_are_those_of_the_source() -> None:
+    line = LORA + "--enable_bucket --min_bucket_reso 300 --max_bucket_reso 1000 --bucket_reso_steps 32"
+    train = command(line).train
+    assert (train.buckets, train.bucket_enlarge) == (True, True)
+    assert (train.bucket_min, train.bucket_max, train.bucket_step) == (288, 1024, 32)
+    train = command(LORA + "--enable_bucket").train  # the script's defaults, whatever the resolution
+    assert (train.bucket_min, train.bucket_max, train.bucket_step) == (256, 1024, 64)
+    train = command(LORA + "--enable_bucket --bucket_no_upscale --min_bucket_reso 256").train
+    assert (train.buckets, train.bucket_enlarge, train.bucket_min) == (True, False, None)
+    imported = translate([LORA + "--min_bucket_reso 256 --clip_skip 1 --max_token_length 75"])
+    assert fates(imported)["--min_bucket_reso"] == "harmless"
+    assert not recipe(imported).train.buckets
 
 
 def test_how_captions_are_changed() -> None:
@@ -342,7 +367,7 @@ def test_a_configuration_file_with_its_data_set_file() -> None:
         ("b", "sks cat", 2),
     ]
     assert (found.train.batch, found.train.resolution, found.optim.lr) == (4, 512, 1e-4)
-    assert fates(imported)["general.enable_bucket"] == "differs"
+    assert (fates(imported)["general.enable_bucket"], found.train.buckets) == ("mapped", True)
     assert "# datasets.0.subsets.0.num_repeats" in imported.text
     found = recipe(translate(["python", "train_network.py", "--config_file", "config", "--learning_rate", "2e-4"]))
     assert found.optim.lr == 2e-4

@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from gesso.importers import ai_toolkit_keys, diffusers_flags, kohya_flags, onetrainer_keys
+from gesso.importers import (
+    ai_toolkit_keys,
+    diffusers_flags,
+    kohya_flags,
+    mindone_sd_flags,
+    onetrainer_keys,
+    scripts_page,
+    summary,
+)
 from gesso.importers.__main__ import page
 from gesso.importers.rows import Row
 from gesso.recipe.keys import keys, tables
@@ -187,8 +195,58 @@ validation_seed validation_split resize_interpolation is_reg class_tokens captio
 metadata_file conditioning_data_dir image_dir resolution network_multiplier batch_size enable_bucket min_bucket_reso
 max_bucket_reso bucket_reso_steps bucket_no_upscale
 """
+SUMMARY = """
+pretrained_model_name_or_path revision dataset_name dataset_config_name train_data_dir dataset_from_disk
+dataset_disk_path image_column caption_column validation_prompts_dir validation_negative_prompts_dir
+num_validation_images validation_epochs max_train_samples output_dir cache_dir seed resolution center_crop random_flip
+train_batch_size num_train_epochs max_train_steps gradient_accumulation_steps gradient_checkpointing learning_rate
+scale_lr lr_scheduler lr_warmup_steps use_8bit_adam allow_tf32 dataloader_num_workers adam_beta1 adam_beta2
+adam_weight_decay adam_epsilon max_grad_norm push_to_hub hub_token hub_model_id logging_dir mixed_precision report_to
+local_rank checkpointing_steps checkpoints_total_limit resume_from_checkpoint
+enable_xformers_memory_efficient_attention
+"""
+SUMMARY_FULL = "use_ema non_ema_revision"
+DATASET = "save_to_disk dataset_name user_name"
+DREAMBOOTH = """
+mode use_parallel use_lora lora_fp16 lora_rank train_config pretrained_model_path pretrained_model_file output_path
+instance_data_dir instance_prompt class_data_dir class_prompt with_prior_preservation prior_loss_weight
+num_class_images train_data_repeats sampling_steps sample_batch_size random_crop image_size train_text_encoder
+train_batch_size callback_size ckpt_save_interval gradient_accumulation_steps start_learning_rate end_learning_rate
+warmup_steps decay_steps optim betas init_loss_scale loss_scale_factor scale_window use_ema clip_grad max_grad_norm
+seed epochs log_level
+"""
+DREAMBOOTH_LATER = """
+model_config jit_level max_device_memory lora_ft_unet lora_ft_text_encoder lora_scale weight_decay scale
+dataset_sink_mode unet_initialize_random
+"""
+DRAWING = """
+data_path negative_data_path version prompt negative_prompt output_path skip_grid skip_save sampling_steps ddim_eta
+fixed_code n_iter n_samples H W ddim dpm_solver dpm_solver_pp uni_pc n_rows scale from-file config use_lora lora_rank
+lora_ckpt_path ckpt_path seed log_level
+"""
+DRAWING_LATER = """
+ms_mode jit_level device_target plms support_long_prompts lora_ft_unet lora_ft_text_encoder lora_scale ti_ckpt_path
+add_watermark check_safety clip_ckpt_path safety_version
+"""
+OTHER_DEFAULTS = {
+    "train": {
+        "use_lora": False, "lora_rank": 4, "output_path": "output", "with_prior_preservation": True,
+        "prior_loss_weight": 1.0, "num_class_images": 200, "train_data_repeats": 40, "sampling_steps": 50,
+        "random_crop": False, "image_size": 512, "train_text_encoder": True, "train_batch_size": 2,
+        "ckpt_save_interval": 1, "gradient_accumulation_steps": 1, "start_learning_rate": 5e-06, "optim": "adamw",
+        "betas": [0.9, 0.999], "use_ema": False, "clip_grad": False, "max_grad_norm": 1.0, "seed": 3407,
+        "epochs": 8, "lora_ft_unet": True, "lora_ft_text_encoder": False, "lora_scale": 1.0, "scale": 9.0,
+    },
+    "draw": {
+        "version": "2.0", "prompt": "A cute wolf in winter forest", "output_path": "output", "sampling_steps": 50,
+        "n_iter": 2, "n_samples": 8, "H": 512, "W": 512, "ckpt_path": "models/sd_v2_base-57526ee4.ckpt", "seed": 42,
+        "lora_scale": 1.0,
+    },
+}  # fmt: skip
 SOURCES = {
     "diffusers": {flag: row for flag, (_, row) in diffusers_flags.FLAGS.items()},
+    "Text-to-Image-Summary": summary.rows("train_text_to_image.py"),
+    "stable_diffusion_v2": {**mindone_sd_flags.TRAIN, **mindone_sd_flags.TRAIN_LATER},
     "kohya": kohya_flags.FLAGS,
     "kohya's data set": kohya_flags.SET_FILE,
     "ai-toolkit": ai_toolkit_keys.KEYS,
@@ -211,6 +269,50 @@ def test_each_script_has_exactly_its_flags(column: int) -> None:
 def test_defaults_are_the_scripts_own(flag: str) -> None:
     found = tuple(row.default if (row := diffusers_flags.rows(name).get(flag)) else None for name in SCRIPTS)
     assert found == DEFAULTS[flag]
+
+
+def test_other_makers_scripts_have_exactly_their_flags() -> None:
+    assert set(summary.rows("train_text_to_image_lora.py")) == set(SUMMARY.split())
+    assert set(summary.rows("train_text_to_image.py")) == {*SUMMARY.split(), *SUMMARY_FULL.split()}
+    assert set(summary.SET) == set(DATASET.split())
+    tables = mindone_sd_flags
+    assert set(tables.TRAIN) == set(DREAMBOOTH.split())
+    assert set(tables.TRAIN_LATER) == set(DREAMBOOTH_LATER.split())
+    assert set(tables.DRAW) == set(DRAWING.split())
+    assert set(tables.DRAW_LATER) == set(DRAWING_LATER.split())
+    train, draw = {**tables.TRAIN, **tables.TRAIN_LATER}, {**tables.DRAW, **tables.DRAW_LATER}
+    for rows, expected in ((train, OTHER_DEFAULTS["train"]), (draw, OTHER_DEFAULTS["draw"])):
+        assert {name: rows[name].default for name in expected} == expected
+
+
+def test_the_page_of_scripts_is_current_and_has_a_fate_for_every_flag() -> None:
+    there = (Path(__file__).parent.parent / "docs" / "scripts.md").read_text(encoding="utf-8")
+    assert there == scripts_page.page(), "run: python -m gesso.importers.scripts_page > docs/scripts.md"
+    *_, diffusers, rest = re.split(r"^## (?:diffusers and mindone|Text-to-Image-Summary)$", there, flags=re.MULTILINE)
+    own, mindone = rest.split("## mindone's stable_diffusion_v2")
+    training, drawing = mindone.split("### text_to_image.py")
+    of_summary, of_set = own.split("### create_dataset.py")
+    assert _flags(diffusers) == {flag: _owners(marks) for flag, marks in matrix().items()}
+    assert set(_flags(of_summary)) == {*SUMMARY.split(), *SUMMARY_FULL.split()}
+    assert set(_flags(of_set)) == set(DATASET.split())
+    assert set(_flags(training)) == {*DREAMBOOTH.split(), *DREAMBOOTH_LATER.split()}
+    assert set(_flags(drawing)) == {*DRAWING.split(), *DRAWING_LATER.split()}
+    fates = {"in the recipe", "in the command", "harmless", "differs", "stops"}
+    lines = [line.replace("\\|", "") for line in there.splitlines() if re.match(r"\| `[\w-]+` \|", line)]
+    assert all(fates & {cell.strip() for cell in line.split("|")} for line in lines if ".py`" not in line)
+
+
+def _flags(text: str) -> dict[str, str]:
+    """The first and second cell of each row of a table that begins with a flag."""
+    return dict(re.findall(r"^\| `([\w-]+)` \| ([^|]*) \|", text, re.MULTILINE))
+
+
+def _owners(marks: str) -> str:
+    return (
+        "all"
+        if set(marks) == {"x"}
+        else ", ".join(short for short, mark in zip(diffusers_flags.ALL, marks, strict=True) if mark == "x")
+    )
 
 
 def test_kohyas_flags_and_data_set_keys_are_all_there() -> None:

@@ -55,15 +55,17 @@ def main(options: argparse.Namespace) -> int:
     words, taken = _split(options.rest)
     imported = translate(words, taken.get("--script", ""))
     out = Path(taken.get("--out", "recipe.toml"))
-    if not imported.stopped and not options.dry_run:
+    nothing = bool(imported.stopped) or options.dry_run or bool(imported.words)
+    if not nothing:
         _write(out, imported.text)
     if options.json:
-        written = None if imported.stopped or options.dry_run else out.as_posix()
+        written = None if nothing else out.as_posix()
         print(json.dumps({**imported.as_json(), "written": written}, indent=1, ensure_ascii=False, default=str))
     else:
         print(report(imported))
         if not imported.stopped:
-            print("\n" + imported.text if options.dry_run else f"\n{out} is written. Next: gesso train {out} --dry-run")
+            begin = f" --from {imported.checkpoint}" if imported.checkpoint else ""
+            print(f"\n{imported.text}" if nothing else f"\n{out} is written. Next: gesso train {out}{begin} --dry-run")
     if not imported.stopped:
         return Exit.DONE
     count = len(imported.stopped)
@@ -76,7 +78,8 @@ def report(imported: Imported) -> str:
     from gesso.importers.draft import one_line, shown
     from gesso.recipe.keys import show
 
-    lines = [f"{imported.source}: {len(imported.entries)} keys"]
+    count = len(imported.entries)
+    lines = [f"{imported.source}: {count} key{'s' if count != 1 else ''}"]
     for fate in ORDER:
         entries = [entry for entry in imported.entries if entry.fate == fate]
         if entries:

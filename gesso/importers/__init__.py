@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from gesso.errors import RecipeError
-from gesso.importers import ai_toolkit, diffusers, kohya, onetrainer, shell
+from gesso.importers import ai_toolkit, diffusers, kohya, mindone_sd, onetrainer, shell, summary
 from gesso.importers.diffusers_flags import SCRIPTS
 from gesso.importers.draft import Imported
 from gesso.importers.files import read
@@ -30,11 +30,20 @@ def translate(words: Sequence[str], script: str = "") -> Imported:
     if any("\ud800" <= letter <= "\udfff" for word in words for letter in word):
         raise RecipeError("the command is not valid text in this terminal's encoding", todo="write it in UTF-8")
     path = Path(words[0]).expanduser()
-    if len(words) == 1 and (path.is_file() or not any(letter.isspace() for letter in words[0])):
+    if len(words) == 1 and path.suffix == ".py" and not any(letter.isspace() for letter in words[0]):
+        return _commands([list(words)], "the command", script)
+    if len(words) == 1 and (_is_file(path) or not any(letter.isspace() for letter in words[0])):
         return _file(path, script)
     if len(words) == 1:
         return _commands(shell.commands(words[0]), "the command", script)
     return _commands([list(words)], "the command", script)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a whole command may be longer than any name of a file
+        return False
 
 
 def _file(path: Path, script: str) -> Imported:
@@ -55,17 +64,32 @@ def _file(path: Path, script: str) -> Imported:
     return _commands(shell.commands(read(path)), str(path), script)
 
 
+OTHERS = {
+    mindone_sd.DRAWING: mindone_sd.drawing,
+    "generate_captions.py": summary.captions,
+    "create_dataset.py": summary.dataset,
+}
+"""Scripts that train nothing: each becomes another verb of gesso."""
+
+
+def _translated(command: shell.Command) -> Imported:
+    if command.script in OTHERS:
+        return OTHERS[command.script](command)
+    if command.script in kohya.SCRIPTS:
+        return kohya.translate(command)
+    return mindone_sd.dreambooth(command) if mindone_sd.is_dreambooth(command) else diffusers.translate(command)
+
+
 def _commands(found: list[list[str]], where: str, script: str) -> Imported:
     """The one training command among several; others, such as `cd` or `pip install`, are left alone."""
-    known = [*SCRIPTS, *kohya.SCRIPTS]
+    known = [*SCRIPTS, *OTHERS, *kohya.SCRIPTS]
     commands = [command for words in found if (command := shell.command(words)) is not None]
     training = [command for command in commands if command.script in known]
     if len(training) > 1:
         several = ", ".join(command.script for command in training)
         raise RecipeError(f"it has several training commands: {several}", where=where, todo="import them one by one")
     if training:
-        (command,) = training
-        return kohya.translate(command) if command.script in kohya.SCRIPTS else diffusers.translate(command)
+        return _translated(*training)
     for command in commands:
         configs = [
             word.partition("=")[2] or word for word in command.words if word.endswith((".yaml", ".yml", ".json"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from gesso.importers import ai_toolkit_keys, kohya_flags, onetrainer_keys
-from gesso.importers.diffusers_flags import ALL, FLAGS, SCRIPTS
 from gesso.importers.optimizers import KNOWN
 from gesso.importers.rows import Row
 
@@ -36,7 +35,6 @@ of **every** key:
   lines. Nothing is executed, and nothing else that only a shell can do is guessed at.
 * `train.batch` is pictures on a device × accumulation × devices; `train.micro_batch` is what is on the device at once.
 * Steps and warm-up are optimiser steps. Where a script counts otherwise, the report says so.
-* Pictures are cropped to a square: aspect-ratio buckets are not there yet.
 * Folders that must be counted or looked into (kohya's `10_sks dog`, class pictures) must be where the source says, seen
   from the current folder.
 * YAML tags and anchors are not read; passwords and tokens are never shown or written.
@@ -51,11 +49,8 @@ FATES = {
 DIFFUSERS = """
 ## diffusers and mindone
 
-`train_text_to_image.py` (T2I), `train_text_to_image_lora.py` (T2I-L), `train_text_to_image_sdxl.py` (XL),
-`train_text_to_image_lora_sdxl.py` (XL-L), `train_dreambooth.py` (DB), `train_dreambooth_lora.py` (DB-L),
-`train_dreambooth_lora_sdxl.py` (DB-XL). A script's known faults are not taken over: 0 is off for `snr_gamma` and
-`max_grad_norm`, accumulation does not stretch the schedule, `--prodigy_decouple False` is off, dropped captions
-and crops are drawn anew each time.
+[scripts.md](scripts.md) has the flags of their scripts, and those of Text-to-Image-Summary and mindone's
+stable_diffusion_v2. `gesso train_dreambooth.py …` carries out such a command without an import.
 """
 KOHYA = """
 ## kohya's sd-scripts
@@ -79,12 +74,6 @@ def page() -> str:
     networks = "`networks.lora`, `networks.loha`, `networks.lokr`, and `lycoris.kohya` with lora, locon, loha, lokr"
     scripts = "`, `".join(kohya_flags.SCRIPTS)
     parts = [HEAD, DIFFUSERS.lstrip("\n")]
-    shorts = {each.short for each in SCRIPTS.values()}
-    lines = ["| flag | scripts | fate | recipe | |", "|---|---|---|---|---|"]
-    for flag, (owners, row) in FLAGS.items():
-        where = "all" if set(owners) == shorts else ", ".join(each for each in ALL if each in owners)
-        lines.append(f"| `{flag}` | {where} | {_cells(row)} |")
-    parts.append("\n".join(lines) + "\n")
     parts += [KOHYA.lstrip("\n").format(scripts=scripts, networks=networks), _table("flag", kohya_flags.FLAGS)]
     parts += ["### The data set file\n", _table("key, at any level", kohya_flags.SET_FILE)]
     parts += ["## ai-toolkit\n", _table("key of the process", ai_toolkit_keys.KEYS)]

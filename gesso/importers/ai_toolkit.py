@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -19,6 +19,10 @@ LINEAR = (
 LINEAR_XL = ("add_embedding.linear_1", "add_embedding.linear_2")
 LARGE = ("conv1", "conv2", "downsamplers.0.conv", "upsamplers.0.conv", "conv_in", "conv_out")
 LARGE_MATCH = r"unet\.(.*\.)?(conv1|conv2|conv_in|conv_out|downsamplers\.0\.conv|upsamplers\.0\.conv)"
+SHARED = (
+    "resolution", "flip_x", "random_crop", "caption_dropout_rate", "square_crop", "buckets", "bucket_tolerance",
+)  # fmt: skip
+"""What gesso has once for all pictures, in the order in which it is settled."""
 KINDS = {"lora": "lora", "locon": "lora", "lokr": "lokr"}
 
 
@@ -147,9 +151,16 @@ def _data(draft: Draft) -> None:
         draft.put(f"data.{own}.weight", value("loss_multiplier"), at + "loss_multiplier")
         if value("shuffle_tokens"):
             draft.put(f"data.{own}.shuffle", True, at + "shuffle_tokens")
+        if value("token_dropout_rate"):
+            draft.put(f"data.{own}.tag_dropout", value("token_dropout_rate"), at + "token_dropout_rate")
+        if value("shuffle_tokens") or value("token_dropout_rate"):
             draft.put(f"data.{own}.keep_tokens", value("keep_tokens"), at + "keep_tokens")
+        if value("alpha_mask"):
+            note = "the job also divides a mask by its mean, so that little masks count more; gesso does not"
+            draft.put(f"data.{own}.masks", True, at + "alpha_mask", note=note)
+            draft.put(f"data.{own}.unmasked_weight", value("mask_min_value"), at + "mask_min_value")
         own += 1
-        for key in ("resolution", "flip_x", "random_crop", "caption_dropout_rate"):
+        for key in SHARED:
             sizes = value(key)
             sizes = sizes[0] if isinstance(sizes, list) and len(sizes) == 1 else sizes
             agreed.setdefault(key, {}).setdefault(str(sizes), [sizes]).append(at + key)
@@ -174,10 +185,27 @@ def _shared(draft: Draft, key: str, found: Mapping[str, list[Any]]) -> None:
         draft.put(target, value, *names)
     elif key == "random_crop":
         draft.put("train.crop", "random" if value else "center", *names)
+    elif key == "bucket_tolerance":
+        draft.put("train.bucket_step", value, *names)
+    elif key == "square_crop":
+        if value:
+            draft.put("train.buckets", False, *names)
+    elif key == "buckets":
+        _buckets(draft, value, names)
     else:
         side = common.side(draft, names[0], value)
         if side is not None:
             draft.put("train.resolution", side, *names)
+
+
+def _buckets(draft: Draft, wanted: bool, names: Sequence[str]) -> None:
+    if "train.buckets" in draft.settings:
+        for name in names:
+            draft.say(name, "harmless", "square_crop wins over it")
+        return
+    note = "of the sizes of about the same area some are a step longer or shorter than ai-toolkit's" if wanted else ""
+    draft.put("train.buckets", wanted, *names, note=note)
+    draft.put("train.bucket_enlarge", False, *names)
 
 
 def _caption(draft: Draft, number: int, at: str, path: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,20 @@ WORKERS = harmless("gesso encodes pictures once and needs no loader processes")
 CACHED = harmless("gesso keeps encoded pictures and captions by itself")
 SPEED = harmless("it saves time or memory and changes no result")
 LOGS = harmless("it only logs; gesso writes events.jsonl, TensorBoard and a report")
-SQUARE = differs("pictures are cropped to a square: gesso has no aspect-ratio buckets yet")
-BUCKETS = harmless("gesso has no aspect-ratio buckets yet: pictures are cropped to a square")
 OTHER_NAMES = "gesso writes diffusers' names and safetensors; `gesso convert` makes other forms of it"
-UPLOADS = stops("gesso uploads nothing; leave it out, and run `hf upload` when you like the result")
-SECRET = harmless("gesso uploads nothing and keeps no password or token", secret=True)
+UPLOADS = differs("set hub.push for an upload of the finished run; `gesso export OUT --push OWNER/NAME` does it later")
+TRACKERS = differs(
+    "gesso writes TensorBoard events; set track.wandb to tell Weights & Biases", "text", off=(None, "", "tensorboard")
+)
+SECRET = harmless("gesso takes it from a login or from the environment, and keeps none", secret=True)
 TAGS = stops("gesso does not change captions so; leave it out, or write them as you want them")
-MASKS = stops("gesso has no masked loss; leave it out")
+MASKS = stops("gesso reads a mask as dog-masklabel.png beside dog.jpg; copy the masks there, and set data.masks")
+MASK_SHAPES = stops("gesso does not change masks; set it to false", "switch")
+RESIZED: dict[Any, str] = {
+    "lanczos": "lanczos", "lanczos4": "lanczos", "bicubic": "bicubic", "cubic": "bicubic", "bilinear": "bilinear",
+    "linear": "bilinear",
+}  # fmt: skip
+"""train.interpolation by the names that sources give it."""
 ALL_KEPT = 1000
 """Checkpoints to keep where a source keeps all of them."""
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
@@ -71,6 +79,24 @@ def batch(draft: Draft, size: str, accumulation: str, devices: int = 1) -> int:
     return total
 
 
+def least(draft: Draft, numbers: Mapping[str, int]) -> None:
+    """Stop for numbers below what they may be."""
+    for name, lowest in numbers.items():
+        found = draft.values.get(name)
+        if name in draft.given and isinstance(found, int | float) and found < lowest:
+            draft.say(name, "unsupported", f"is {found}, must be at least {lowest}")
+
+
+def mixed(draft: Draft, marks: Collection[str], other: str, theirs: Collection[str]) -> None:
+    """Stop for flags of another maker's script of the same name, beside the `marks` by which this one was known."""
+    mark = next((name for name in draft.given if name in marks), "")
+    for name in draft.given:
+        if mark and name not in draft.rows and name in theirs:
+            text = f"the {draft.source} of {other} has it, and that of another maker has --{mark}; keep to one of them"
+            draft.say(name, "unsupported", text)
+            draft.reword(name, text)
+
+
 def schedule(draft: Draft, name: str, warmup: str, steps: int | None) -> None:
     """optim.schedule and optim.warmup; the libraries' "constant" takes no warm-up, and one below 1 is a share."""
     kind = str(draft.values.get(name) or "constant")
@@ -106,6 +132,14 @@ def folder(draft: Draft, index: int, path: str, *names: str) -> None:
     draft.put(f"data.{index}.path", path, *names)
     if re.match(r"\d+_", Path(path).name):
         draft.put(f"data.{index}.format", "folder", *names)
+
+
+def class_folder(draft: Draft, name: str) -> None:
+    """prior.path, where there are pictures; what is missing gesso draws, and not into the user's folder."""
+    if pictures(draft.values[name]):
+        draft.put("prior.path", draft.values[name], name)
+    else:
+        draft.say(name, "differs", "no pictures are there yet; gesso draws them into class/ of the run folder")
 
 
 def pictures(folder: Any) -> int | None:

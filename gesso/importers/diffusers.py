@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Any
 
-from gesso.importers import common
-from gesso.importers.diffusers_flags import SCRIPTS, Script, rows
+from gesso.importers import common, summary
+from gesso.importers.diffusers_flags import LEAST, MINDONE, SCRIPTS, Script, rows
+from gesso.importers.diffusers_run import pictures, resume, samples, tell
 from gesso.importers.draft import Draft, Imported
-from gesso.importers.shell import Command, flags
+from gesso.importers.shell import Command, flags, spoken
 
 PRECISIONS = {"no": "fp32", "fp32": "fp32", "fp16": "fp16", "bf16": "bf16"}
 EMA_DECAY = 0.9999
@@ -19,11 +20,13 @@ CLASS_STEPS = 50
 def translate(command: Command) -> Imported:
     """The recipe that does what the command would have done."""
     script, table = SCRIPTS[command.script], rows(command.script)
+    if command.script in summary.SCRIPTS and spoken(command.words) & set(summary.ADDED):
+        script, table = summary.SCRIPTS[command.script], summary.rows(command.script)
     draft = Draft(command.script, table, dashes=True)
-    given = flags(command.words, table)
-    draft.take(given)
-    _foreign(draft, given)
+    draft.take(draft.own(flags(command.words, table)))
+    _foreign(draft, script)
     draft.defaults()
+    common.least(draft, LEAST)
     for flag in command.stops:
         draft.stop(f"gesso has no {flag[2:]}; leave it out of the launcher", flag)
     _method(draft, script)
@@ -34,15 +37,20 @@ def translate(command: Command) -> Imported:
     _rates(draft, script, steps, command.devices)
     _objective(draft)
     _precision(draft, command.precision)
-    _samples(draft, script)
+    _resize(draft, script)
+    samples(draft, script)
+    resume(draft)
+    tell(draft, script)
     return draft.finish()
 
 
-def _foreign(draft: Draft, given: dict[str, Any]) -> None:
+def _foreign(draft: Draft, script: Script) -> None:
     """Flags that another of the scripts has: the script would stop too, but its own words say less."""
-    for name in given:
+    if script.maker == summary.NAME:
+        common.mixed(draft, summary.ADDED, "diffusers", rows(draft.source))
+    for name in list(draft.given):
         others = [each for each in SCRIPTS if name in rows(each)]
-        if name not in draft.rows and others:
+        if name not in draft.rows and others and draft.source not in others:
             text = f"{draft.source} has no such flag, {others[0]} has; leave it out or run that script"
             draft.say(name, "unsupported", text)
             draft.reword(name, text)
@@ -59,8 +67,11 @@ def _method(draft: Draft, script: Script) -> None:
         rank = "lora_rank" if "lora_rank" in draft.given else "rank"
         if {"rank", "lora_rank"} <= set(draft.given):
             draft.say("rank", "harmless", "lora_rank is given too and counts")
-        draft.put("adapter.rank", values[rank], rank)
+        draft.put("adapter.rank", values.get(rank, summary.RANK), rank)
     _words(draft, script)
+    base = str(values["pretrained_model_name_or_path"])
+    if values.get("tokenizer_name") in (base, f"{base.rstrip('/')}/tokenizer"):
+        draft.forgive("tokenizer_name", "it is the model's own")
     if values.get("use_ema"):
         draft.put("optim.ema", EMA_DECAY, "use_ema")
     for name in ("use_ema", "use_dora"):
@@ -79,36 +90,71 @@ def _words(draft: Draft, script: Script) -> None:
         draft.say("train_text_encoder", "harmless", "asks for nothing")
 
 
+FOLDERS = ("imagefolder", "webdataset")
+"""Builders of the datasets library that read a folder: the folder is what counts."""
+
+
 def _data(draft: Draft) -> None:
     values = draft.values
-    named = [each for each in ("dataset_name", "train_data_dir", "instance_data_dir") if values.get(each)]
+    _disk(draft)
+    places = ("dataset_disk_path", "dataset_name", "train_data_dir", "instance_data_dir")
+    named = [each for each in places if values.get(each)]
+    if not named and values.get("dataset_from_disk"):
+        return
     if not named:
         wanted = " or ".join(f"--{each}" for each in ("instance_data_dir", "train_data_dir") if each in draft.rows)
         draft.stop("where are the pictures? give " + wanted, wanted)
         return
-    if named[1:] and values.get("dataset_name") == "imagefolder":
+    if named[1:] and values.get("dataset_name") in FOLDERS:
         # A builder's name beside a folder means the folder; a real data set would hide it.
         draft.say("dataset_name", "harmless", "gesso sees by itself what a folder holds")
-        named = named[1:]
+        named.remove("dataset_name")
     chosen = named[0]
     for other in named[1:]:
         draft.say(other, "unsupported", f"is given beside --{chosen}; leave one of the two out")
-    path = values[chosen]
-    if chosen == "dataset_name" and not Path(path).expanduser().is_dir():
-        draft.say(
-            chosen,
-            "unsupported",
-            f"gesso reads folders on this machine, and {path} is none; save its pictures into a folder with "
-            "metadata.jsonl, and give --train_data_dir",
-        )
-        return
-    common.folder(draft, 0, path, chosen)
-    if "instance_prompt" not in draft.rows:
-        return
-    if not values["instance_prompt"]:
-        draft.stop("what is on the pictures? give --instance_prompt", "--instance_prompt")
+    path = str(values[chosen])
+    if chosen == "dataset_disk_path":
+        draft.put("data.0.path", path, chosen, "dataset_from_disk")
+        draft.put("data.0.format", "save_to_disk", "dataset_from_disk")
+    elif chosen == "dataset_name" and not Path(path).expanduser().exists():
+        _hub(draft, path)
     else:
+        common.folder(draft, 0, path, chosen)
+    if values.get("dataset_config_name") and "data.0.config" not in draft.settings:
+        draft.say("dataset_config_name", "unsupported", "only a data set of the Hub has configurations; leave it out")
+    if "instance_prompt" in draft.rows and not values["instance_prompt"]:
+        draft.stop("what is on the pictures? give --instance_prompt", "--instance_prompt")
+    elif "instance_prompt" in draft.rows:
         draft.put("data.0.prompt", values["instance_prompt"], "instance_prompt", note=draft.rows["instance_prompt"].why)
+
+
+def _disk(draft: Draft) -> None:
+    """A data set on this disk, of Text-to-Image-Summary's scripts."""
+    values = draft.values
+    if values.get("dataset_from_disk"):
+        if not values["dataset_disk_path"]:
+            draft.stop("where is the data set? give --dataset_disk_path", "--dataset_disk_path")
+        for other in ("dataset_name", "train_data_dir"):
+            draft.say(other, "harmless", "--dataset_from_disk wins over it")
+            values[other] = None
+    elif values.get("dataset_disk_path"):
+        if values["dataset_name"] or values["train_data_dir"]:
+            draft.say("dataset_disk_path", "harmless", "it is read with --dataset_from_disk alone")
+        else:
+            draft.say("dataset_disk_path", "unsupported", "add --dataset_from_disk, without which it is not read")
+        values["dataset_disk_path"] = None
+    draft.say("dataset_from_disk", "harmless", "asks for nothing")
+
+
+def _hub(draft: Draft, name: str) -> None:
+    """A data set of the Hub, by the name that the datasets library takes."""
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) or name in FOLDERS:
+        text = f"{name} is no folder on this machine, and no name of a Hub data set, such as user/name"
+        draft.say("dataset_name", "unsupported", f"{text}; check it, or give --train_data_dir")
+        return
+    draft.put("data.0.path", f"hub:{name}", "dataset_name")
+    if draft.values.get("dataset_config_name"):
+        draft.put("data.0.config", draft.values["dataset_config_name"], "dataset_config_name")
 
 
 def _prior(draft: Draft, script: Script) -> None:
@@ -120,21 +166,17 @@ def _prior(draft: Draft, script: Script) -> None:
         for name in ("with_prior_preservation", *others):
             draft.say(name, "harmless", "it does nothing without --with_prior_preservation")
         return
-    if not values["class_prompt"]:
-        draft.stop("prior preservation needs the class in words; give --class_prompt", "--class_prompt")
+    for name, what in (("class_prompt", "the class in words"), ("class_data_dir", "a folder of class pictures")):
+        if not values[name]:
+            draft.stop(f"prior preservation needs {what}; give --{name}", f"--{name}")
+    if not values["class_prompt"] or not values["class_data_dir"]:
         return
     draft.put("prior.prompt", values["class_prompt"], "class_prompt", "with_prior_preservation")
     draft.put("prior.weight", values["prior_loss_weight"], "prior_loss_weight")
     draft.put("prior.pictures", values["num_class_images"], "num_class_images")
     draft.put("prior.sampling_steps", CLASS_STEPS)
     draft.put("prior.guidance", script.guidance)
-    folder = values["class_data_dir"]
-    if folder and common.pictures(folder):
-        draft.put("prior.path", folder, "class_data_dir")
-    else:
-        draft.say(
-            "class_data_dir", "differs", "no pictures are there yet; gesso draws them into class/ of the run folder"
-        )
+    common.class_folder(draft, "class_data_dir")
 
 
 def _length(draft: Draft, total: int) -> int | None:
@@ -144,7 +186,7 @@ def _length(draft: Draft, total: int) -> int | None:
         draft.put("train.steps", values["max_train_steps"], "max_train_steps")
         draft.say("num_train_epochs", "harmless", "max_train_steps wins over it")
         return int(values["max_train_steps"])
-    epochs, rows = values["num_train_epochs"], _rows(draft)
+    epochs, rows = values["num_train_epochs"], pictures(draft)
     if not values.get("with_prior_preservation"):
         draft.put("train.epochs", epochs, "num_train_epochs")
         return common.count_steps(epochs, rows, total) if rows else None
@@ -158,13 +200,6 @@ def _length(draft: Draft, total: int) -> int | None:
     steps = common.count_steps(epochs, max(rows, values["num_class_images"]), total)
     draft.put("train.steps", steps, "num_train_epochs", note="the script's epoch counts the larger set of pictures")
     return steps
-
-
-def _rows(draft: Draft) -> int | None:
-    """How many pictures of the user's an epoch of gesso has; None where they cannot be counted."""
-    values = draft.values
-    count = common.pictures(values.get("instance_data_dir") or values.get("train_data_dir") or "")
-    return count * max(int(values.get("repeats") or 1), 1) if count else None
 
 
 def _rates(draft: Draft, script: Script, steps: int | None, devices: int) -> None:
@@ -241,6 +276,10 @@ def _times(draft: Draft) -> None:
 
 
 def _precision(draft: Draft, launcher: str) -> None:
+    of_class = draft.values.get("prior_generation_precision")
+    if of_class and of_class not in PRECISIONS:
+        draft.say("prior_generation_precision", "unsupported", "must be one of no, fp32, fp16, bf16")
+    draft.say("prior_generation_precision", "harmless", "class pictures are drawn in train.precision")
     asked = draft.values["mixed_precision"] or launcher
     if asked and asked not in PRECISIONS:
         draft.say("mixed_precision", "unsupported", "must be one of no, fp16, bf16")
@@ -249,33 +288,15 @@ def _precision(draft: Draft, launcher: str) -> None:
     elif asked:
         note = "" if draft.values["mixed_precision"] else "--mixed_precision of the launcher"
         draft.put("train.precision", PRECISIONS[asked], "mixed_precision", note=note)
-
-
-def _samples(draft: Draft, script: Script) -> None:
-    values = draft.values
-    name = "validation_prompts" if "validation_prompts" in draft.rows else "validation_prompt"
-    keep = values["checkpoints_total_limit"]
-    draft.put("save.keep", common.ALL_KEPT if keep is None else keep, "checkpoints_total_limit")
-    if not values["center_crop"]:
-        draft.put("train.crop", "random", "center_crop")
     else:
-        draft.put("train.crop", "center", "center_crop")
-    names = ("num_validation_images", "validation_epochs", "validation_steps", "validation_scheduler")
-    if not values[name]:
-        for each in (name, *names):
-            draft.say(each, "harmless", f"it does nothing without --{name}")
-        return
-    prompts = values[name] if isinstance(values[name], list) else [values[name]]
-    draft.put("sample.prompts", prompts, name)
-    first, count = values["seed"] or 0, values.get("num_validation_images") or 1
-    draft.put("sample.seeds", list(range(first, first + max(int(count), 1))), "num_validation_images")
-    draft.put("sample.steps", script.sampling_steps)
-    draft.put("sample.guidance", script.guidance)
-    if script.solver and not common.is_edm(str(values["pretrained_model_name_or_path"])):
-        draft.put("sample.scheduler", script.solver)
-    if "validation_epochs" in draft.rows:
-        epochs, rows, note = values["validation_epochs"], _rows(draft), ""
-        if values.get("with_prior_preservation") and rows:
-            epochs *= max(rows, values["num_class_images"]) / rows
-            note = "the script's epoch counts the larger set of pictures"
-        draft.put("sample.every_epochs", epochs, "validation_epochs", note=note)
+        draft.put("train.precision", "fp32", note="as in the script where neither flag nor launcher names another")
+
+
+def _resize(draft: Draft, script: Script) -> None:
+    """How a picture is made to fit."""
+    draft.put("train.crop", "center" if draft.values["center_crop"] else "random", "center_crop")
+    mark = next((name for name in MINDONE if draft.given.get(name)), "")
+    kind = script.interpolation or ("bilinear" if mark else "")
+    if kind and "image_interpolation_mode" not in draft.given:
+        whose = "mindone's scripts" if mark else f"{draft.source} of {script.maker}"
+        draft.put("train.interpolation", kind, note=f"{whose} knows no other" if not mark else f"{whose} know no other")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from gesso.importers.common import ALL_KEPT, ATTENTION, LOGS, OTHER_NAMES, SPEED, UPLOADS, WORKERS
+from gesso.importers.common import ALL_KEPT, ATTENTION, LOGS, SPEED, WORKERS
 from gesso.importers.rows import Row, differs, harmless, joins, maps, stops
 
 
@@ -21,6 +21,11 @@ class Script:
     sampling_steps: int = 25
     solver: str = ""
     """The scheduler that it draws with, if not the model's own."""
+    interpolation: str = ""
+    """How it resizes pictures, where no flag says so and it is not gesso's default."""
+    maker: str = "diffusers"
+    project: str = "text2image-fine-tune"
+    """What it calls its runs on Weights & Biases."""
 
     @property
     def guidance(self) -> float:
@@ -32,14 +37,22 @@ SOLVER = "DPMSolverMultistepScheduler"
 SCRIPTS = {
     "train_text_to_image.py": Script(short="T2I", out="sd-model-finetuned", sampling_steps=20),
     "train_text_to_image_lora.py": Script(short="T2I-L", out="sd-model-finetuned-lora", lora=True, sampling_steps=30),
-    "train_text_to_image_sdxl.py": Script(short="XL", out="sdxl-model-finetuned", sdxl=True),
+    "train_text_to_image_sdxl.py": Script(
+        short="XL", out="sdxl-model-finetuned", sdxl=True, project="text2image-fine-tune-sdxl"
+    ),
     "train_text_to_image_lora_sdxl.py": Script(short="XL-L", out="sd-model-finetuned-lora", lora=True, sdxl=True),
-    "train_dreambooth.py": Script(short="DB", out="dreambooth-model", dreambooth=True),
+    "train_dreambooth.py": Script(short="DB", out="dreambooth-model", dreambooth=True, interpolation="bilinear"),
     "train_dreambooth_lora.py": Script(
-        short="DB-L", out="lora-dreambooth-model", lora=True, dreambooth=True, solver=SOLVER
+        short="DB-L", out="lora-dreambooth-model", lora=True, dreambooth=True, solver=SOLVER, project="dreambooth-lora"
     ),
     "train_dreambooth_lora_sdxl.py": Script(
-        short="DB-XL", out="lora-dreambooth-model", lora=True, sdxl=True, dreambooth=True, solver=SOLVER
+        short="DB-XL",
+        out="lora-dreambooth-model",
+        lora=True,
+        sdxl=True,
+        dreambooth=True,
+        solver=SOLVER,
+        project="dreambooth-lora-sd-xl",
     ),
 }
 ALL = ("T2I", "T2I-L", "XL", "XL-L", "DB", "DB-L", "DB-XL")
@@ -53,13 +66,15 @@ MODEL_AND_DATA: Flags = {
     "revision": (ALL, maps("model.revision")),
     "variant": (ALL, harmless("gesso reads the full-precision weights; train.precision says how it computes")),
     "pretrained_vae_model_name_or_path": (("XL", "XL-L", "DB-XL"), maps("model.vae")),
-    "tokenizer_name": (("DB", "DB-L"), stops("gesso takes the model's own tokenizer; leave it out")),
+    "tokenizer_name": (
+        ("DB", "DB-L"), stops("gesso takes the model's own tokenizer; leave it out, or copy the other into the model")
+    ),
     "cache_dir": (
         ("T2I", "T2I-L", "XL", "XL-L", "DB-XL"),
         harmless("it only says where downloads go; set the variable HF_HUB_CACHE for that"),
     ),
-    "dataset_name": ((*TEXT, "DB-XL"), joins("data.path", why="a folder on this machine; Hub data sets are not read")),
-    "dataset_config_name": ((*TEXT, "DB-XL"), stops("a folder has no configurations; leave it out")),
+    "dataset_name": ((*TEXT, "DB-XL"), joins("data.path", why="a folder on this machine, or \"hub:user/name\"")),
+    "dataset_config_name": ((*TEXT, "DB-XL"), joins("data.config", why="of a Hub data set")),
     "train_data_dir": (TEXT, joins("data.path")),
     "image_column": ((*TEXT, "DB-XL"), maps("data.0.image_column")),
     "caption_column": ((*TEXT, "DB-XL"), maps("data.0.caption_column")),
@@ -75,9 +90,12 @@ MODEL_AND_DATA: Flags = {
     "prior_loss_weight": (DREAM, joins("prior.weight", "number", default=1.0)),
     "num_class_images": (DREAM, joins("prior.pictures", "whole", default=100)),
     "sample_batch_size": (DREAM, harmless("gesso draws class pictures one at a time", "whole")),
-    "prior_generation_precision": (DREAM, harmless("class pictures are drawn in train.precision")),
+    "prior_generation_precision": (DREAM, joins("train.precision", why="class pictures are drawn in it too")),
     "repeats": (("DB-XL",), maps("data.0.repeats", "whole")),
-    "tokenizer_max_length": (("DB", "DB-L"), stops("gesso takes the tokenizer's own length; leave it out")),
+    "tokenizer_max_length": (
+        ("DB", "DB-L"),
+        stops("gesso takes the tokenizer's own length; leave it out", "whole", off=(None, 77)),
+    ),
     "text_encoder_use_attention_mask": (("DB", "DB-L"), stops("it is for DeepFloyd IF, which gesso does not train")),
     "pre_compute_text_embeddings": (("DB", "DB-L"), harmless("gesso encodes each caption once by itself", "switch")),
     "class_labels_conditioning": (("DB", "DB-L"), stops("it is for DeepFloyd IF, which gesso does not train")),
@@ -91,7 +109,8 @@ MODEL_AND_DATA: Flags = {
     "random_flip": (tuple(each for each in ALL if each not in ("DB", "DB-L")), maps("train.flip", "switch")),
     "image_interpolation_mode": (
         tuple(each for each in ALL if each != "DB"),
-        differs("gesso resizes by Lanczos", "text", off=(None, "lanczos")),
+        maps("train.interpolation", choices={each: each for each in ("lanczos", "bicubic", "bilinear")},
+             why="mindone's scripts and train_dreambooth.py always take bilinear"),
     ),
 }  # fmt: skip
 
@@ -159,28 +178,23 @@ OPTIMISATION: Flags = {
 
 RUN: Flags = {
     "output_dir": (ALL, maps("out", default={each.short: each.out for each in SCRIPTS.values()})),
-    "seed": (ALL, maps("seed", "whole")),
-    "mixed_precision": (ALL, joins("train.precision")),
-    "allow_tf32": (ALL, maps("torch.tf32", "switch")),
+    "seed": (ALL, maps("seed", "whole", why="0 where there is none")),
+    "mixed_precision": (ALL, joins("train.precision", why="or the launcher's; fp32 where none says it")),
+    "allow_tf32": (ALL, maps("torch.tf32", "switch", default=False)),
     "enable_xformers_memory_efficient_attention": (ALL, ATTENTION),
     "enable_npu_flash_attention": (("XL", "XL-L"), ATTENTION),
-    "dataloader_num_workers": (ALL, WORKERS),
+    "dataloader_num_workers": (ALL, replace(WORKERS, kind="whole")),
     "local_rank": (ALL, harmless("the launcher sets it", "whole")),
     "logging_dir": (ALL, harmless("gesso writes TensorBoard events into logs, in the run folder")),
-    "report_to": (
-        ALL,
-        stops(
-            "gesso writes TensorBoard and events.jsonl; use --report_to tensorboard", "text", off=("tensorboard",)
-        ),
-    ),
-    "tracker_project_name": (("T2I",), LOGS),
+    "report_to": (ALL, joins("track.wandb", why="TensorBoard is written in any case; comet_ml stops")),
+    "tracker_project_name": (("T2I",), joins("track.wandb", why="the name of the project there")),
     "checkpointing_steps": (ALL, maps("save.every", "whole", default=500)),
     "checkpoints_total_limit": (ALL, joins("save.keep", "whole", why=f"{ALL_KEPT} where the script keeps all")),
     "resume_from_checkpoint": (
         ALL,
-        stops(
-            "gesso goes on with its own runs: start the same command again, or `gesso train OUT`", "text",
-            off=("latest", None),
+        differs(
+            "a path is taken as it is, else by its last part inside output_dir, where alone the script looks; "
+            "`latest` is what gesso does by itself", "text", off=("latest", None),
         ),
     ),
     "validation_prompt": (tuple(each for each in ALL if each != "T2I"), joins("sample.prompts")),
@@ -196,14 +210,26 @@ RUN: Flags = {
         maps("sample.scheduler", default=SOLVER, choices={each: each for each in (SOLVER, "DDPMScheduler")}),
     ),
     "skip_save_text_encoder": (("DB",), differs("gesso's run folder is always a whole pipeline", "switch")),
-    "output_kohya_format": (("DB-XL",), differs(OTHER_NAMES, "switch")),
-    "push_to_hub": (ALL, replace(UPLOADS, kind="switch")),
-    "hub_token": (ALL, harmless("gesso uploads nothing and keeps no token", "text", secret=True)),
-    "hub_model_id": (ALL, harmless("gesso uploads nothing", "text")),
+    "output_kohya_format": (
+        ("DB-XL",), differs("written once the command is complete; `gesso convert` writes it at any time", "switch")
+    ),
+    "push_to_hub": (ALL, joins("hub.push", "switch", default=False, why="a private repository, where there is none")),
+    "hub_token": (ALL, harmless("set HF_TOKEN, or log in: gesso keeps no token", "text", secret=True)),
+    "hub_model_id": (ALL, joins("hub.push", why="OWNER/NAME")),
     "distributed": (ALL, harmless("the launcher says how many devices there are", "switch")),
     "enable_mindspore_data_sink": (ALL, SPEED),
 }  # fmt: skip
 FLAGS: Flags = {**MODEL_AND_DATA, **OPTIMISATION, **RUN}
+LEAST = {
+    "max_train_samples": 1, "num_class_images": 1, "sample_batch_size": 1, "lr_warmup_steps": 0, "repeats": 1,
+    "checkpointing_steps": 1, "checkpoints_total_limit": 1, "dataloader_num_workers": 0, "num_train_epochs": 1,
+    "tokenizer_max_length": 1,
+}  # fmt: skip
+"""The least that a number may be, where the recipe allows less or has no such key."""
+LEAST_DRAWN = {"num_validation_images": 1, "validation_epochs": 1, "validation_steps": 1}
+"""The same of what counts only with prompts to draw."""
+MINDONE = ("lora_rank", "distributed", "enable_mindspore_data_sink")
+"""Flags that only mindone's scripts have."""
 SWITCHES = ("enable_xformers_memory_efficient_attention", "enable_npu_flash_attention", "set_grads_to_none",
             "foreach_ema", "debug_loss", "enable_mindspore_data_sink", "text_encoder_use_attention_mask")  # fmt: skip
 

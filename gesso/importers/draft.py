@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from gesso.base_file import SUFFIXES
 from gesso.importers.rows import NOTHING, Row, read
+from gesso.recipe import flags as recipe_flags
 from gesso.recipe.files import toml, write
 from gesso.recipe.keys import Given, allowed, keys, lookup, nest, show, tables
 from gesso.recipe.rules import broken, idle
@@ -38,11 +41,19 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Imported:
-    """The outcome. `text` is the recipe as commented TOML, or empty where something stops it."""
+    """The outcome. `text` is the recipe as commented TOML, or empty where something stops it.
+
+    words: where the source trains nothing, the words of the verb of gesso that does the same; `text` shows them.
+    checkpoint: from which one the training is to go on, if not from the newest.
+    kohya: where the finished LoRA is to be written in kohya's form too.
+    """
 
     source: str
     entries: tuple[Entry, ...]
     text: str
+    words: tuple[str, ...] = ()
+    checkpoint: str = ""
+    kohya: str = ""
 
     @property
     def stopped(self) -> tuple[Entry, ...]:
@@ -53,7 +64,10 @@ class Imported:
             "source": self.source,
             "stopped": bool(self.stopped),
             "keys": [entry.as_json() for entry in self.entries],
-            "recipe": self.text or None,
+            "recipe": None if self.words else self.text or None,
+            **({"command": list(self.words)} if self.words else {}),
+            **({"checkpoint": self.checkpoint} if self.checkpoint else {}),
+            **({"kohya": self.kohya} if self.kohya else {}),
         }
 
 
@@ -72,6 +86,8 @@ class Draft:
         self.values: dict[str, Any] = {name: row.default for name, row in rows.items()}
         self.given: dict[str, Any] = {}
         self.settings: dict[str, _Setting] = {}
+        self.checkpoint = self.kohya = ""
+        self._own: dict[str, _Setting] = {}
         self._said: dict[str, tuple[Fate, str]] = {}
         self._notes: dict[str, list[str]] = {}
         self._extra: list[Entry] = []
@@ -152,6 +168,33 @@ class Draft:
         """Stop for what no single given key says: `key` names what is missing or contradictory."""
         self._extra.append(Entry(key=key or self.source, value=None, fate="unsupported", to={}, note=text))
 
+    def own(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """What of `given` is the source's. Dotted names are keys of the recipe, which win over what the source says."""
+        rest: dict[str, Any] = {}
+        for name, value in given.items():
+            if "." not in name or name in self.rows or name.startswith('"'):
+                rest[name] = value
+                continue
+            key = lookup(name)
+            bare = value == "" and key is not None and key.kind == "boolean"
+            found, problems = recipe_flags.read([f"--{name}" if bare else f"--{name}={value}"])
+            self.given[f"--{name}"] = value
+            self.values[f"--{name}"] = value
+            for problem in problems:
+                self.say(f"--{name}", "unsupported", problem.text)
+            for place, each in found.items():
+                self._own[place] = _Setting(each.value, (f"--{name}",), "")
+        return rest
+
+    def _take_own(self) -> None:
+        """Put the recipe's keys that stood among the flags over what the flags became."""
+        for key, setting in self._own.items():
+            before = self.settings.get(key)
+            self.settings[key] = setting
+            for name in before.names if before else ():
+                if not any(name in each.names for each in self.settings.values()):
+                    self.say(name, "harmless", f"--{key} is given too, and counts")
+
     def fates(self) -> tuple[Fate, ...]:
         """What was said of keys so far."""
         return tuple(fate for fate, _ in self._said.values())
@@ -175,14 +218,29 @@ class Draft:
 
     def finish(self) -> Imported:
         """The recipe, checked as a whole, with the report; a key that no one spoke of is a fault of gesso."""
+        self._take_own()
+        self._lend()
         self._drop_idle()
         self._check_each()
         if not any(fate in STOPPING for fate, _ in self._said.values()) and not self._extra:
             self._check_together()
+        imported = Imported(
+            source=self.source, entries=self.entries(), text="", checkpoint=self.checkpoint, kohya=self.kohya
+        )
+        return imported if imported.stopped else replace(imported, text=self._text())
+
+    def entries(self) -> tuple[Entry, ...]:
+        """The report: a line for every key of the source, and one for each stop that no key says."""
         stopped = bool(self._extra) or any(fate in STOPPING for fate in self.fates())
-        entries = (*(self._entry(name, stopped) for name in self.given), *self._extra)
-        imported = Imported(source=self.source, entries=entries, text="")
-        return imported if imported.stopped else Imported(source=self.source, entries=entries, text=self._text())
+        return (*(self._entry(name, stopped) for name in self.given), *self._extra)
+
+    def _lend(self) -> None:
+        """Other trainers bring along what a model in one file lacks; gesso takes it from where the user says."""
+        base = self.settings.get("model.base")
+        if base and Path(str(base.value)).suffix.lower() in SUFFIXES and "model.like" not in self.settings:
+            for name in base.names:
+                text = "a model in one file: also set model.like to a folder or Hub id that lends its tokenizer"
+                self.say(name, "differs", text)
 
     def _entry(self, name: str, stopped: bool) -> Entry:
         to = {key: each.value for key, each in self.settings.items() if name in each.names}

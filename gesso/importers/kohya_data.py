@@ -15,6 +15,7 @@ from gesso.importers.kohya_flags import SET_FILE
 LEVELS = ("general", "datasets", "datasets.subsets")
 FLAG_OF = {"batch_size": "train_batch_size"}
 """What a flag calls what the file calls otherwise."""
+ALPHA = "gesso takes dog-masklabel.png beside dog.png before the transparency of dog.png"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +68,9 @@ def put(draft: Draft) -> Pictures:
             draft.put(f"data.{index}.prompt", words, source)
         repeats, source = subset.get(draft, "num_repeats")
         draft.put(f"data.{index}.repeats", repeats, source)
+        masked, source = subset.get(draft, "alpha_mask")
+        if masked:
+            draft.put(f"data.{index}.masks", True, source, note=ALPHA)
         found = common.pictures(path)
         counts.append(found * repeats if found else None)
     if regular:
@@ -77,7 +81,14 @@ def put(draft: Draft) -> Pictures:
         draft.put(target, value, *names)
     crop, names = _agreed(draft, agreed, "random_crop")
     draft.put("train.crop", "random" if crop else "center", *names)
+    resized, names = _agreed(draft, agreed, "resize_interpolation")
+    if resized in common.RESIZED:
+        draft.put("train.interpolation", common.RESIZED[resized], *names)
+    elif resized:
+        for name in names:
+            draft.say(name, "differs", "gesso resizes by lanczos, bicubic or bilinear; the first is taken")
     _resolution(draft, agreed)
+    _buckets(draft, agreed)
     held, names = _agreed(draft, agreed, "validation_split")
     if held:
         draft.put("validate.holdout", held, *names)
@@ -152,9 +163,11 @@ def _tags(draft: Draft, index: int, subset: Subset) -> None:
     """How captions are changed while training."""
     shuffle, source = subset.get(draft, "shuffle_caption")
     draft.put(f"data.{index}.shuffle", shuffle, source)
+    dropped, source = subset.get(draft, "caption_tag_dropout_rate")
+    draft.put(f"data.{index}.tag_dropout", dropped, source)
     for key, target in (("keep_tokens", "keep_tokens"), ("caption_separator", "separator")):
         value, source = subset.get(draft, key)
-        if shuffle:
+        if shuffle or dropped:
             draft.put(f"data.{index}.{target}", value, source)
     wild, source = subset.get(draft, "enable_wildcard")
     draft.put(f"data.{index}.wildcards", wild, source)
@@ -205,6 +218,20 @@ def _resolution(draft: Draft, subsets: list[Subset]) -> None:
         side = common.side(draft, name, value)
         if side is not None:
             draft.put("train.resolution", side, *names)
+
+
+def _buckets(draft: Draft, subsets: list[Subset]) -> None:
+    """train.buckets and what belongs to it; without it the draft drops the rest as idle."""
+    wanted, names = _agreed(draft, subsets, "enable_bucket")
+    draft.put("train.buckets", bool(wanted), *names)
+    kept, names = _agreed(draft, subsets, "bucket_no_upscale")
+    draft.put("train.bucket_enlarge", not kept, *names)
+    step, names = _agreed(draft, subsets, "bucket_reso_steps")
+    draft.put("train.bucket_step", step, *names)
+    step = max(step, 1)
+    for key, target, more in (("min_bucket_reso", "bucket_min", 0), ("max_bucket_reso", "bucket_max", step - 1)):
+        value, names = _agreed(draft, subsets, key)
+        draft.put(f"train.{target}", (value + more) // step * step, *names)
 
 
 def _leftover(draft: Draft) -> None:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from gesso.importers.common import (
     ATTENTION,
-    BUCKETS,
     CACHED,
     LOGS,
     MASKS,
@@ -15,8 +14,8 @@ from gesso.importers.common import (
     SCHEDULERS,
     SECRET,
     SPEED,
-    SQUARE,
     TAGS,
+    TRACKERS,
     UPLOADS,
     WORKERS,
 )
@@ -63,7 +62,7 @@ MODEL: TABLE = {
     "no_half_vae": harmless("the autoencoder runs in float32 anyway", "switch"),
     "tokenizer_cache_dir": harmless("it only says where a download goes"),
     "clip_skip": stops("gesso takes the layer that the model was trained with; leave it out", "whole", off=(None, 1)),
-    "max_token_length": stops("gesso cuts captions at 77 tokens; leave it out", "whole", off=(None, 75)),
+    "max_token_length": maps("train.caption_chunks", "whole", choices={75: 1, 150: 2, 225: 3}),
     "network_module": joins("adapter.kind"),
     "network_dim": joins("adapter.rank", "whole", default=4),
     "network_alpha": joins("adapter.alpha", "number", default=1.0),
@@ -152,7 +151,7 @@ OBJECTIVE: TABLE = {
     ),
     "huber_c": maps("objective.huber_c", "number"),
     "huber_scale": stops("gesso's huber_c is not scaled; leave it out", "number", off=(None, 1, 1.0)),
-    "masked_loss": MASKS,
+    "masked_loss": harmless("it is for conditioning_data_dir; alpha_mask acts without it", "switch"),
     "conditioning_data_dir": MASKS,
 }  # fmt: skip
 
@@ -197,7 +196,7 @@ SAVING: TABLE = {
     "huggingface_token": SECRET,
     "huggingface_repo_visibility": harmless("gesso uploads nothing"),
     "save_state_to_huggingface": UPLOADS,
-    "resume_from_huggingface": UPLOADS,
+    "resume_from_huggingface": stops("gesso goes on with its own runs only; leave it out"),
     "async_upload": harmless("gesso uploads nothing", "switch"),
     **{
         f"metadata_{each}": harmless("it is only written into the file, and gesso writes its own")
@@ -236,9 +235,7 @@ MACHINE: TABLE = {
         )
     },
     "logging_dir": LOGS,
-    "log_with": stops(
-        "gesso writes TensorBoard events and events.jsonl; write tensorboard", "text", off=(None, "", "tensorboard")
-    ),
+    "log_with": TRACKERS,
     "log_prefix": LOGS,
     "log_tracker_name": LOGS,
     "log_tracker_config": LOGS,
@@ -263,24 +260,24 @@ SUBSET: TABLE = {
     "caption_suffix": joins("data.suffix", why="with the space that kohya puts in front of it"),
     "caption_dropout_rate": joins("train.caption_dropout", "number", default=0.0),
     "caption_dropout_every_n_epochs": stops("gesso drops captions by caption_dropout_rate alone", "whole"),
-    "caption_tag_dropout_rate": TAGS,
+    "caption_tag_dropout_rate": joins("data.tag_dropout", "number", default=0.0),
     "token_warmup_min": harmless("it belongs to token_warmup_step", "whole"),
     "token_warmup_step": TAGS,
     "color_aug": stops("gesso does not change colours; leave it out", "switch"),
     "flip_aug": joins("train.flip", "switch", default=False),
     "face_crop_aug_range": stops("gesso does not look for faces; leave it out"),
     "random_crop": joins("train.crop", "switch", default=False),
-    "resize_interpolation": differs("gesso resizes by Lanczos", "text", off=(None, "lanczos")),
+    "resize_interpolation": joins("train.interpolation"),
     "cache_info": CACHED,
-    "alpha_mask": MASKS,
+    "alpha_mask": joins("data.masks", "switch", default=False),
     "custom_attributes": harmless("sd-scripts itself makes no use of it"),
 }
 BUCKETED: TABLE = {
-    "enable_bucket": SQUARE,
-    "min_bucket_reso": BUCKETS,
-    "max_bucket_reso": BUCKETS,
-    "bucket_reso_steps": BUCKETS,
-    "bucket_no_upscale": BUCKETS,
+    "enable_bucket": joins("train.buckets", "switch", default=False, why="in the same sizes"),
+    "min_bucket_reso": joins("train.bucket_min", "whole", default=256, why="rounded down to bucket_reso_steps"),
+    "max_bucket_reso": joins("train.bucket_max", "whole", default=1024, why="rounded up to bucket_reso_steps"),
+    "bucket_reso_steps": joins("train.bucket_step", "whole", default=64),
+    "bucket_no_upscale": joins("train.bucket_enlarge", "switch", default=False, why="the opposite of it"),
 }
 DATA: TABLE = {
     **{key: row for key, row in SUBSET.items() if key not in ("num_repeats", "custom_attributes")},

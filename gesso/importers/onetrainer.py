@@ -184,11 +184,9 @@ def _folder(draft: Draft, at: str, index: int) -> None:
         draft.stop("a concept has no path", f"{at}path")
         return
     common.folder(draft, index, str(_concept(draft, at, "path")), f"{at}path")
-    if _concept(draft, at, "text.enable_tag_shuffling"):
-        for key, target in (
-            ("enable_tag_shuffling", "shuffle"), ("keep_tags_count", "keep_tokens"), ("tag_delimiter", "separator"),
-        ):  # fmt: skip
-            draft.put(f"data.{index}.{target}", _concept(draft, at, f"text.{key}"), f"{at}text.{key}")
+    _tags(draft, at, index)
+    if draft.values["masked_training"]:
+        _masks(draft, index)
     old = _concept(draft, at, "repeats")
     repeats, name = (old, f"{at}repeats") if old is not None else (_concept(draft, at, "balancing"), f"{at}balancing")
     if float(repeats).is_integer():
@@ -214,6 +212,40 @@ def _folder(draft: Draft, at: str, index: int) -> None:
         return
     text = "gesso reads captions from .txt files or metadata.jsonl, not from file names"
     draft.say(f"{at}text.prompt_source", "unsupported", text)
+
+
+def _tags(draft: Draft, at: str, index: int) -> None:
+    """Tags in another order, and some of them left out; RANDOM leaves each out with the same probability."""
+    shuffle, drop = (_concept(draft, at, f"text.{key}") for key in ("enable_tag_shuffling", "tag_dropout_enable"))
+    if shuffle:
+        draft.put(f"data.{index}.shuffle", True, f"{at}text.enable_tag_shuffling")
+    if drop:
+        for key, only in (("mode", "RANDOM"), ("special_tags_mode", "NONE")):
+            name = f"text.tag_dropout_{key}"
+            if _concept(draft, at, name) != only:
+                text = f"gesso leaves tags out one by one, all alike; set tag_dropout_{key} to {only}"
+                draft.say(f"{at}text.tag_dropout_enable", "unsupported", text)
+        names = [f"{at}text.tag_dropout_{key}" for key in ("probability", "enable", "mode", "special_tags_mode")]
+        draft.put(f"data.{index}.tag_dropout", _concept(draft, at, "text.tag_dropout_probability"), *names)
+    for key, target in (("keep_tags_count", "keep_tokens"), ("tag_delimiter", "separator")):
+        if shuffle or drop:
+            draft.put(f"data.{index}.{target}", _concept(draft, at, f"text.{key}"), f"{at}text.{key}")
+
+
+def _masks(draft: Draft, index: int) -> None:
+    """data.masks; steps without a mask are, on average, a mask that lets more through."""
+    values = draft.values
+    for name, why in (
+        ("normalize_masked_area_loss", "gesso does not divide by the mask's area; set it to false"),
+        ("masked_prior_preservation_weight", "gesso asks nothing of what is outside of a mask; set it to 0"),
+    ):
+        if values[name]:
+            draft.say(name, "unsupported", why)
+    open_, least = values["unmasked_probability"], values["unmasked_weight"]
+    draft.put(f"data.{index}.masks", True, "masked_training")
+    note = "unmasked_probability + (1 - unmasked_probability) x unmasked_weight: the same on average" if open_ else ""
+    outside = round(open_ + (1 - open_) * least, 8)
+    draft.put(f"data.{index}.unmasked_weight", outside, "unmasked_weight", "unmasked_probability", note=note)
 
 
 def _rates(draft: Draft) -> None:

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from gesso.importers.common import ATTENTION, CACHED, LOGS, MASKS, OTHER_NAMES, SECRET, SPEED, SQUARE, TAGS, WORKERS
+from gesso.importers.common import (
+    ATTENTION,
+    CACHED,
+    LOGS,
+    MASK_SHAPES,
+    OTHER_NAMES,
+    SECRET,
+    SPEED,
+    TAGS,
+    WORKERS,
+)
 from gesso.importers.rows import Row, differs, harmless, joins, maps, stops
 
 TABLE = Mapping[str, Row]
@@ -71,7 +81,9 @@ RUN: TABLE = {
         "data", default="training_concepts/concepts.json", why="its file is read where concepts are not in this one"
     ),
     "concepts": joins("data"),
-    "aspect_ratio_bucketing": SQUARE,
+    "aspect_ratio_bucketing": maps(
+        "train.buckets", "switch", default=True, why="the sizes are kohya's, and no picture is left out of an epoch"
+    ),
     "image_caching": CACHED,
     "latent_caching": CACHED,
     "text_caching": CACHED,
@@ -166,11 +178,11 @@ LEARNING: TABLE = {
     "timestep_shift": stops("gesso does not shift timesteps; set it to 1", "number", off=(None, 1, 1.0)),
     "dynamic_timestep_shifting": stops("gesso does not shift timesteps; set it to false", "switch"),
     "cep_gamma": stops("gesso has no such noise; set it to 0", "number"),
-    "masked_training": MASKS,
-    "unmasked_probability": harmless("it belongs to masked_training"),
-    "unmasked_weight": harmless("it belongs to masked_training"),
-    "normalize_masked_area_loss": harmless("it belongs to masked_training"),
-    "masked_prior_preservation_weight": harmless("it belongs to masked_training"),
+    "masked_training": joins("data.masks", "switch", default=False),
+    "unmasked_probability": joins("data.unmasked_weight", "number", default=0.1),
+    "unmasked_weight": joins("data.unmasked_weight", "number", default=0.1),
+    "normalize_masked_area_loss": joins("data.masks", "switch", default=False),
+    "masked_prior_preservation_weight": joins("data.masks", "number", default=0.0),
     "custom_conditioning_image": stops("gesso has no pictures as conditions; leave it out", "switch"),
 }
 PART: TABLE = {
@@ -257,8 +269,8 @@ CONCEPT: TABLE = {
     "image.enable_fixed_flip": stops("gesso mirrors at random or not at all", "switch"),
     "image.enable_resolution_override": stops("gesso has one resolution for all pictures", "switch"),
     "image.resolution_override": harmless("it belongs to enable_resolution_override"),
-    "image.enable_random_circular_mask_shrink": MASKS,
-    "image.enable_random_mask_rotate_crop": MASKS,
+    "image.enable_random_circular_mask_shrink": MASK_SHAPES,
+    "image.enable_random_mask_rotate_crop": MASK_SHAPES,
     **{
         f"image.enable_{when}_{what}": stops("gesso does not change colours or shapes; set it to false", "switch")
         for when in ("random", "fixed") for what in _OFTEN
@@ -270,7 +282,10 @@ CONCEPT: TABLE = {
     "text.enable_tag_shuffling": joins("data.shuffle", "switch", default=False),
     "text.tag_delimiter": joins("data.separator", default=",", why="it belongs to enable_tag_shuffling"),
     "text.keep_tags_count": joins("data.keep_tokens", "whole", default=1, why="it belongs to enable_tag_shuffling"),
-    "text.tag_dropout_enable": TAGS,
+    "text.tag_dropout_enable": joins("data.tag_dropout", "switch", default=False),
+    "text.tag_dropout_mode": joins("data.tag_dropout", default="FULL"),
+    "text.tag_dropout_probability": joins("data.tag_dropout", "number", default=0.0),
+    "text.tag_dropout_special_tags_mode": joins("data.tag_dropout", default="NONE"),
     "text.caps_randomize_enable": TAGS,
     "text.*": harmless("it belongs to an option that is off"),
 }  # fmt: skip

@@ -176,6 +176,11 @@ def _pairs(words: Sequence[str]) -> list[tuple[str, str]]:
     return found
 
 
+def spoken(words: Sequence[str]) -> set[str]:
+    """The flags among the words of a script, without dashes and values."""
+    return {word[2:].partition("=")[0].replace("-", "_") for word in words if word.startswith("--")}
+
+
 def flags(words: Sequence[str], rows: Mapping[str, Row]) -> dict[str, Any]:
     """What the words of a script give, by flag without dashes; of one given twice the last counts.
 

@@ -7,6 +7,7 @@ and gesso/tagger.py, behind `Captioner`; gesso/caption_files.py is where caption
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -28,6 +29,8 @@ WANTED = ("*.json", "*.txt", "*.jinja", "*.safetensors", "model.onnx", "selected
 OLDER = ("pytorch_model*.bin",)
 """What is taken besides where it has no .safetensors; read as tensors alone (gesso/formats/torch_file.py)."""
 TAGGER = "tagger"
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+"""What no caption holds, though a model may say it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -281,7 +284,7 @@ def settings(request: Request) -> dict[str, Any]:
 
 def worded(said: str, words: Style) -> str:
     """A model's answer as a caption: on one line, with the words asked for; "" where it said nothing."""
-    line = " ".join(said.replace("\0", " ").split())
+    line = " ".join(CONTROL.sub(" ", said).split())
     return captions.plain(line, words) if line else ""
 
 
@@ -321,6 +324,8 @@ def _read(paths: dict[str, Path], names: Sequence[str]) -> tuple[dict[str, Pictu
 def _scanned(request: Request) -> Folder:
     """The pictures, of a request that can be."""
     check(request)
+    if not Path(request.folder).expanduser().is_dir():
+        raise DataError("there is no such folder", where=request.folder, todo="name a folder of pictures")
     folder = folders.scan(request.folder, "caption")
     if not folder.pictures:
         raise DataError("no picture was found in this folder or below it", where=folder.name)

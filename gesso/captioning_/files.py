@@ -64,7 +64,11 @@ class Target:
             return set()
         others = replace(folder, lists={name: path for name, path in folder.lists.items() if name != self.form})
         table = DataTable(path=str(folder.path), prompt=MARK)
-        records = loose.read(others, table, "instance", "caption")
+        try:
+            records = loose.read(others, table, "instance", "caption")
+        except DataError as error:  # what a recipe could say to mend it is not to be said here
+            todo = "mend or remove what is there: `gesso check` names all of it, with what to do"
+            raise DataError(error.what, where=error.where, todo=todo) from error
         found = {record.path for record in records if record.captions != (MARK,)}
         return {name for name, path in folder.pictures.items() if path in found}
 
