@@ -188,19 +188,13 @@ SDXL = (
         batch=1,
     ),
     Case(
-        name="DreamBooth LoRA, prior, one prompt for all",
-        script=f"{DREAMBOOTH}_lora_sdxl",
-        flags=(*RANKED, "--with_prior_preservation", "--class_prompt", PROMPT),
-        recipe={**LORA, "prior": {"prompt": PROMPT}},
-    ),
-    Case(
         name="DreamBooth LoRA, prior",
         script=f"{DREAMBOOTH}_lora_sdxl",
         flags=(*RANKED, *WITH_PRIOR),
         recipe={**LORA, **PRIOR},
         speed=True,
         fault="the script repeats [prompt, class prompt] for pictures that lie [all pictures, all class pictures]: "
-        "half of the rows get the other's prompt (with batch 1, or one prompt for all, the losses are equal)",
+        "half of the rows get the other's prompt (with batch 1 the losses are equal)",
     ),
     Case(
         name="DreamBooth LoRA, v-prediction, Min-SNR",
