@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from gesso.errors import GessoError
 from gesso.events import Event, Tracker
 from gesso.schema import Track
 from gesso.stop import Stop
@@ -50,7 +51,11 @@ class Listeners:
         if track.wandb:
             from gesso.trackers.wandb import Wandb
 
-            told = Wandb(track.wandb, out, recipe)
+            try:
+                told = Wandb(track.wandb, out, recipe)
+            except GessoError:
+                self.__exit__()
+                raise
             self.trackers.append(told)
             self.say(f"Weights & Biases: {told.page}")
 

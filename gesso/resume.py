@@ -122,6 +122,11 @@ def compatible(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[list[str
         change = f"{shown} was {_shown(was)} and is now {_shown(now)}: {rule.why}"
         if rule.decision == "warned":
             warnings.append(change)
+        elif key == "data":
+            refusals.append(
+                f"data was another: {rule.why}; data.lock.json in that folder lists those of the run; this would be "
+                "another run: put them back, or start a new run with --out"
+            )
         elif key.startswith("base."):
             other_vae = key == "base.vae" and (before.get("model.vae") or "") != (after.get("model.vae") or "")
             named = "model.vae" if other_vae else "model.base"

@@ -26,7 +26,7 @@ def _multiple_of_8(value: int) -> int:
 Side = Annotated[int, Field(ge=8), AfterValidator(_multiple_of_8)]
 
 
-Colour = Annotated[str, Field(pattern=r"^(white|black|#[0-9a-fA-F]{6})$")]
+Colour = Annotated[str, Field(pattern=r"^(white|black|#[0-9a-fA-F]{6})$", examples=["white", "black", "#rrggbb"])]
 
 
 class Table(BaseModel):

@@ -17,7 +17,7 @@ import safetensors.numpy
 
 from gesso.errors import StorageError
 from gesso.formats import card, lora, tensors
-from gesso.schema import Recipe
+from gesso.schema import Hub, Recipe
 
 KINDS = ("?", "u1", "i1", "u2", "i2", "f2", "u4", "i4", "f4", "u8", "i8", "f8")
 
@@ -216,9 +216,12 @@ def test_the_card_of_a_local_base_without_a_licence(tmp_path: Path) -> None:
     text = card.write(tmp_path, recipe, ["model_index.json"], base=tmp_path / "base").read_text(encoding="utf-8")
     front = front_matter(text)
     assert "license" not in front
-    assert "base_model" not in front
+    assert front["base_model"] == str(tmp_path / "base"), "what loads the base again on this machine"
+    pushed = recipe.model_copy(update={"hub": Hub(push="owner/dog")})
+    card.write(tmp_path, pushed, ["model_index.json"], base=tmp_path / "base")
+    assert str(tmp_path) not in (tmp_path / "README.md").read_text(encoding="utf-8"), "no path goes to the Hub"
     assert "full" in front["tags"]
     assert "lora" not in front["tags"]
     assert "states no licence" in text
-    assert str(tmp_path) not in text
+    assert text.count(str(tmp_path)) == 1
     assert "DiffusionPipeline.from_pretrained" in text

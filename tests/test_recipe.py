@@ -419,3 +419,8 @@ def test_a_run_goes_on_by_its_folder_with_what_its_flags_switched_off(tmp_path: 
     assert again.recipe == first.recipe
     save(again, tmp_path / "run")
     assert load(tmp_path / "run").recipe == first.recipe
+
+
+def test_a_colour_that_is_none_is_refused_with_what_it_may_be() -> None:
+    with pytest.raises(RecipeError, match=r'background is "pink", must be text: "white", "black", "#rrggbb"'):
+        load(None, ["--data.path", "photos", "--data.background", "pink"])

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from gesso.arrays import Array, Float32
+from gesso.errors import StorageError
 from gesso.formats import convert_lora, lora, peft, tensors
 from gesso.formats.metadata import Config
 
@@ -50,7 +51,10 @@ def read(path: Path) -> tuple[dict[str, Float32], Config]:
     try:
         return lora.read(path)
     except lora.ForeignError:
-        found = convert_lora.read(path, None)
+        try:
+            found = convert_lora.read(path, None)
+        except StorageError as error:
+            raise StorageError(error.what, where=error.where or str(path), todo=error.todo) from error
         return dict(found.arrays), Config.of(found.sizes, kind=found.kind)
 
 

@@ -104,7 +104,8 @@ def newest_samples(out: Path, until: int | None = None) -> list[str]:
 def _front(recipe: Recipe, licence: Mapping[str, str], shown: Sequence[tuple[str, str]]) -> str:
     tags = ["text-to-image", "stable-diffusion", "diffusers", "diffusers-training", _kind(recipe)]
     lines = [f"{key}: {quoted(value)}" for key, value in licence.items()]
-    if _is_hub_id(recipe):
+    # A card that goes to the Hub names no folder of this machine; beside the run, it is what loads the base again.
+    if _is_hub_id(recipe) or not (recipe.hub.push or recipe.model.base == "tiny"):
         lines.append(f"base_model: {quoted(recipe.model.base)}")
     lines += ["library_name: diffusers", "pipeline_tag: text-to-image", "tags:", *(f"  - {tag}" for tag in tags)]
     if prompt := kohya_facts.phrases(recipe)[0]:
@@ -162,8 +163,8 @@ def training(recipe: Recipe, pictures: int = 0) -> str:
         facts.append(f"learned words: {_spelled(recipe)}, learning rate {optim.token_lr or optim.lr:g}")
     if optim.ema:
         facts.append(f"averaged weights, decay {optim.ema:g}")
-    if recipe.prior.prompt:
-        own = any(table.group == "class" for table in recipe.data)
+    own = any(table.group == "class" for table in recipe.data)
+    if recipe.prior.prompt or own:
         drawn = "class pictures of its own" if own else f"{recipe.prior.pictures} class pictures"
         by = "the base model as teacher" if recipe.prior.kind == "teacher" else drawn
         facts.append(f"prior preservation with {by}, weight {recipe.prior.weight:g}")

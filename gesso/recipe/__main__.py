@@ -41,6 +41,7 @@ WORDS = {
     "validate": "A loss on pictures that are not trained on, at fixed noise and timesteps.",
     "save": "Checkpoints.",
     "track": "Who listens.",
+    "hub": "The finished run on the Hub, where you ask for it.",
     "cache": "Encoded pictures and captions, kept so that they are made once.",
     "torch": "What only the PyTorch engine has.",
 }

@@ -155,6 +155,8 @@ def allowed(schema: Mapping[str, Any]) -> str:
             inner = schema["prefixItems"]
             return f"a list of {len(inner)}, each {allowed(inner[0])}"
         return f"a list, each {allowed(schema['items'])}"
+    if "examples" in schema:
+        return "text: " + ", ".join(show(each) for each in schema["examples"])
     words = {"integer": "a whole number", "number": "a number", "boolean": "true or false", "string": "text in quotes"}
     return ", ".join(filter(None, (words[schema["type"]], limits(schema))))
 

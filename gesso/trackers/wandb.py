@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 FOLDER = "wandb"
 """What W&B keeps of a run, in the run folder; its file `id` is the run's identity there."""
-_START, _END = 60.0, 120.0
+_START, _END = 30.0, 120.0
 """Seconds that the beginning may wait for the network, and the end for what has not been sent yet."""
 
 
