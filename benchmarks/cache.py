@@ -29,8 +29,8 @@ from safetensors.numpy import save
 from gesso import loop, settings
 from gesso.data.batches import Batches
 from gesso.data.cache import Store, key
+from gesso.data.cache.writer import Writer
 from gesso.data.dataset import Dataset
-from gesso.data.packing import Writer
 from gesso.data.places import Member
 from gesso.data.plan import Plan, by_group
 from gesso.data.record import Record

@@ -15,8 +15,7 @@ from test_formats_convert import read as bits_of
 
 from gesso import base_file, models
 from gesso.cli import main
-from gesso.data import care
-from gesso.data.cache import MODELS, default_folder
+from gesso.data.cache import MODELS, care, default_folder
 from gesso.errors import Exit, RecipeError, StorageError
 from gesso.formats import parts, single_file
 from gesso.formats.convert import Request, convert

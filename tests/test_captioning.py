@@ -17,8 +17,8 @@ from caption_parts import MAKERS, pictures, tagger
 from runs import gesso
 
 from gesso import captioning
-from gesso.caption_files import BESIDE, LISTS
 from gesso.captioning import Asked, Request, caption
+from gesso.captioning.files import BESIDE, LISTS
 from gesso.cli import main
 from gesso.data import images
 from gesso.data.captions import Style
@@ -293,3 +293,20 @@ def test_what_a_model_says_is_what_stands_beside_the_picture(kind: str, photos: 
     assert [path.read_text().rstrip("\n") if path.exists() else "" for path in found] == expected
     assert done.written + len(done.failed) == COUNT
     assert len(set(expected)) > 2
+
+
+def test_an_answer_becomes_one_line_without_control_characters() -> None:
+    assert captioning.worded(" a dog\x12\non\ta\0 beach\x1b ", Style(trigger="sks")) == "sks, a dog on a beach"
+    assert captioning.worded("\x12\n ", Style(trigger="sks")) == ""
+
+
+def test_captions_that_cannot_be_read_are_named_and_not_written_over(photos: Path, model: Path) -> None:
+    bad = next(iter(photos.glob("*.png"))).with_suffix(".txt")
+    bad.write_bytes(b"caf\xe9")
+    with pytest.raises(DataError, match="not UTF-8") as told:
+        caption(Request(folder=str(photos), model=str(model)), quiet)
+    assert "gesso check" in told.value.todo
+    assert [path.name for path in photos.rglob("*.txt")] == [bad.name]
+    assert bad.read_bytes() == b"caf\xe9"
+    with pytest.raises(DataError, match="no such folder"):
+        caption(Request(folder=str(photos / "none"), model=str(model)), quiet)

@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 from data_parts import same
 
-from gesso.data import packs, shelf
-from gesso.data.cache import OVERHEAD, Store, key
+from gesso.data.cache import OVERHEAD, Store, key, packs, shelf
 from gesso.errors import StorageError
 
 COUNT = 12
@@ -24,7 +23,7 @@ WORK = """
 import os, sys, time
 from pathlib import Path
 import numpy as np
-from gesso.data import packs
+from gesso.data.cache import packs
 from gesso.data.cache import Store, key
 folder, first, stop, wait = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
 store = Store(folder, 0)

@@ -12,8 +12,7 @@ import pytest
 from data_parts import same
 from test_data_cache import COUNT, entry, files, fill, name, process, there
 
-from gesso.data import care, packs
-from gesso.data.cache import Store
+from gesso.data.cache import Store, care, packs
 from gesso.errors import StorageError
 
 

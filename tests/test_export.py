@@ -16,11 +16,11 @@ from runs import pictures
 from test_formats_kohya import pipe_of
 from torch_runs import LORA, PROMPT, drawn, go, pixels, plain, torch_recipe
 
-from gesso import export_check
 from gesso.arrays import Picture
 from gesso.cli import main
 from gesso.errors import Exit, NumbersError, RecipeError, StorageError
 from gesso.export import Request, export
+from gesso.export import check as export_check
 from gesso.formats import adapter, exporting, lora, modelspec, png, stored, tensors
 
 CARD = "---\nlicense: other\nlicense_name: tiny\n---\n# base\n"

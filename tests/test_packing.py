@@ -27,7 +27,7 @@ from gesso.data import images, index
 from gesso.data.sources import read
 from gesso.errors import DataError, LockedError, RecipeError
 from gesso.packing import LEDGER, Request, pack
-from gesso.packing_forms import FORMS
+from gesso.packing.forms import FORMS
 from gesso.schema import DataTable
 
 COUNT = 9

@@ -9,8 +9,8 @@ import pytest
 from caption_parts import TAGS, tagger
 from PIL import Image
 
-from gesso import tagger as tagging
 from gesso.captioning import Asked, asked_of, kind_of
+from gesso.captioning import tagger as tagging
 from gesso.errors import DeviceError, RecipeError
 
 pytest.importorskip("onnx", reason="the tagger of these tests is made with onnx")

@@ -16,7 +16,7 @@ from gesso.cli import Parser
 from gesso.errors import RecipeError
 
 if TYPE_CHECKING:
-    from gesso.data.care import Done, PackFacts
+    from gesso.data.cache.care import Done, PackFacts
     from gesso.fill import Share
 
 EXAMPLES = """\
@@ -124,8 +124,7 @@ def _share(text: str | None) -> Share:
 
 
 def _care(options: argparse.Namespace, action: str) -> tuple[dict[str, Any], str]:
-    from gesso.data import care
-    from gesso.data.cache import default_folder
+    from gesso.data.cache import care, default_folder
     from gesso.storage import amount
     from gesso.trackers.console import Console
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from gesso import settings
 from gesso.checkpoint import SLACK
-from gesso.data import packs
+from gesso.data.cache import packs
 from gesso.families.family import Family
 from gesso.forecast.sizes import Shape, Sizes, folder, numbers
 from gesso.formats import pipeline
