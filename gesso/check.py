@@ -213,14 +213,15 @@ def content(found: Check, name: str) -> Content:
     """The page's content."""
     counts = Counter(each.level for each in found.findings)
     usable = len({record.place for record in found.learning})
+    pictures = f"{usable} picture{'s' * (usable != 1)}"
     if counts["error"]:
         problems = f"{counts['error']} problem{'s' * (counts['error'] > 1)}"
         verdict = f"Training would not start: {problems} to mend first."
     elif counts["warning"]:
         things = f"{counts['warning']} thing{'s' * (counts['warning'] > 1)}"
-        verdict = f"{usable} pictures can be trained on. {things[0].upper() + things[1:]} to look at first."
+        verdict = f"{pictures} can be trained on. {things[0].upper() + things[1:]} to look at first."
     else:
-        verdict = f"{usable} pictures can be trained on, and nothing is wrong with them."
+        verdict = f"{pictures} can be trained on, and nothing is wrong with them."
     sheet = {record.place: record.captions[0] if record.captions else "" for record in found.learning}
     return Content(
         name=name,

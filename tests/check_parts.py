@@ -107,6 +107,8 @@ def pictures(at: Planted) -> None:
     broken("bomb.png", _bomb(30000, 30000), "megapixels")
     broken("noise.jpg", np.random.default_rng(0).bytes(300), "none of JPEG")
     at.put("wrong.jpg", saved(at.fresh(), "PNG"))
+    at.put("modern.png", saved(at.fresh(), "AVIF"))
+    at.expect("modern.png", "warning", "ending", "an AVIF picture under the ending .png")
     at.expect("wrong.jpg", "warning", "ending", "a PNG picture under the ending .jpg")
     damaged = bytearray(saved(at.fresh(), "PNG"))
     damaged[-1] ^= 0xFF
@@ -202,7 +204,10 @@ def captions(at: Planted) -> None:
     said("bell.jpg", "sks robot \x07 rings", "text", "control characters", "warning")
     said("garbled.jpg", "sks robot in MÃ¡laga", "text", "is garbled", "warning")
     said("IMG_1234.jpg", "IMG_1234", "text", "the name of the file", "warning", of="IMG_1234.txt")
-    at.expect("IMG_1234.txt", "warning", "trigger", "sks")
+    said("table.jpg", "nan", "text", "says nothing", "warning")
+    said("dots.jpg", "...", "text", "says nothing", "warning")
+    for name in ("IMG_1234.txt", "table.txt", "dots.txt"):
+        at.expect(name, "warning", "trigger", "sks")
     at.expect("forgotten.txt", "warning", "trigger", "sks")
     at.put("forgotten.jpg", saved(at.fresh()), "a robot without its word")
     at.put("twins.jpg", saved(at.fresh()), "sks robot, one caption for two")

@@ -130,3 +130,8 @@ def test_a_run_sees_as_many_of_the_class_in_every_step(linear: Path, tmp_path: P
     assert results[0] != results[2]
     shown = gesso("train", tmp_path / "one" / "recipe.toml", "--dry-run").stdout
     assert "class     5 pictures of your own" in shown
+    report = (tmp_path / "one" / "out" / "report.html").read_text()
+    assert "LoRA with prior preservation (DreamBooth)" in report
+    repeated = gesso("train", tmp_path / "one" / "recipe.toml", "--dry-run", "--data.0.repeats", "2").stdout
+    assert "pictures  3, with repeats 6 an epoch" in repeated
+    assert "8.0 epochs" in repeated

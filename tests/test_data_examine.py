@@ -117,3 +117,19 @@ def test_a_folder_among_kohyas_that_is_none_is_named(tmp_path: Path) -> None:
     (at.folder / "holiday").rename(at.folder / "3_holiday")
     assert examined(at.folder).findings == []
     assert len(examined(at.folder).records["data"]) == 14
+
+
+def test_what_pictures_without_a_caption_are_learned_under_is_said(tmp_path: Path) -> None:
+    at = Planted(tmp_path / "photos")
+    for number, caption in enumerate(("sks dog in the snow", None, None)):
+        at.put(f"10_sks dog/{number}.jpg", check_parts.saved(at.fresh()), caption)
+    (found,) = examined(at.folder).findings
+    assert (found.level, found.kind) == ("note", "missing")
+    assert found.what == '2 of 3 pictures have no caption of their own; they are learned under "sks dog"'
+
+
+def test_what_is_transparent_is_said_with_the_colour_behind_it(tmp_path: Path) -> None:
+    check_parts.Image.new("RGBA", (64, 64), (255, 0, 0, 90)).save(tmp_path / "a.png")
+    data = DataTable(path=str(tmp_path), prompt="a", background="black")
+    (found,) = [each.what for each in examine([("data", data)]).findings if "transparent" in each.what]
+    assert found.endswith("and will be black")

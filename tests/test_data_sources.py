@@ -250,3 +250,12 @@ def test_messages_send_the_user_to_the_table_that_was_read(tmp_path: Path) -> No
     assert "check validate.path" in caught.value.todo
     assert read(table(tmp_path, prompt="p"), key="validate")[0].origin == "validate.prompt"
     assert read(table(tmp_path, prompt="p"))[0].origin == "data.prompt"
+
+
+def test_many_equal_pictures_share_one_sentence(tmp_path: Path) -> None:
+    for name in ("red", "blue", "green", "white", "black"):
+        picture(tmp_path / f"{name}.png", name)
+        picture(tmp_path / f"{name}2.png", name)
+    notes = check.check(read(table(tmp_path, prompt="p")), [])
+    assert [note.startswith("2 files hold the same picture") for note in notes] == [True] * 3 + [False]
+    assert notes[-1] == "4 more files hold pictures that are there several times"

@@ -334,3 +334,18 @@ def test_what_the_datasets_library_saves_is_read(tmp_path: Path) -> None:
     for name in ("plain", "splits", "all.parquet"):
         assert [colour(record.place) for record in read(table(tmp_path / name))] == [rgb(name) for name in COLOURS]
     assert captions(tmp_path / "chosen") == [(text,) for text in order]
+
+
+def test_a_shard_that_was_cut_between_two_members_is_refused(tmp_path: Path) -> None:
+    whole = tar(tmp_path / "a.tar", [("0.png", png()), ("1.png", png())]).read_bytes()
+    with tarfile.open(tmp_path / "a.tar") as archive:
+        second = archive.getmembers()[1].offset
+    (tmp_path / "a.tar").write_bytes(whole[:second])
+    with pytest.raises(DataError, match="not a whole tar archive: the blocks of zeros that end one are not there"):
+        read(table(tmp_path, prompt="a"))
+
+
+def test_packed_files_in_a_folder_without_pictures_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a.tar.gz").write_bytes(b"\x1f\x8b")
+    with pytest.raises(DataError, match=r"no picture was found .*packed files are not read.*: a\.tar\.gz"):
+        read(table(tmp_path, prompt="a"))

@@ -122,7 +122,7 @@ def _problems(findings: Sequence[Finding], thumb: Thumb) -> Iterator[Markup]:
             )
             for kind, some in ((kind, list(some)) for kind, some in groupby(own, key=lambda each: each.kind))
         ]
-        yield element("section", element("h2", NAMES[level]), *groups, class_=f"level {level}")
+        yield element("section", element("h2", NAMES[level]), *groups, class_=f"level {level}s")
 
 
 def _finding(finding: Finding, thumb: Thumb) -> Markup:

@@ -140,7 +140,7 @@ def _method(run: Run) -> str | None:
     kind = METHODS.get(str(run.values["adapter.kind"]), str(run.values["adapter.kind"]))
     if "tokens.0.name" in run.values and run.values["adapter.kind"] != "ti":
         kind += " and new words"
-    if not run.values.get("prior.prompt"):
+    if not run.values.get("prior.prompt") and not run.latest("started").get("class_pictures"):
         return kind
     if _taught_class(run):
         return f"{kind} with prior preservation by the base model's own answers"

@@ -130,7 +130,7 @@ def _missing(folder: Folder, table: DataTable, key: str, known: set[str]) -> Ite
                 level="warning" if prompt else "error",
                 kind="missing",
                 where=f"{folder.name}/{file}",
-                what="the caption is empty" + (f"; {key}.prompt is learned instead" if prompt else ""),
+                what="the caption is empty" + (f'; "{table.prompt}" is learned instead' if prompt else ""),
                 todo="write what the picture shows",
                 pictures=(folder.pictures[name],),
             )
@@ -148,8 +148,8 @@ def _missing(folder: Folder, table: DataTable, key: str, known: set[str]) -> Ite
             level="note",
             kind="missing",
             where=folder.name,
-            what=f"{len(bare)} of {len(folder.pictures)} pictures have no caption of their own; they are learned under "
-            f"{key}.prompt",
+            what=f"{len(bare)} of {len(folder.pictures)} pictures have no caption of their own; they are learned "
+            f'under "{table.prompt}"',
             pictures=tuple(folder.pictures[name] for name in bare),
         )
 

@@ -48,6 +48,10 @@ def kind(start: bytes) -> str:
     return next((name for at, magic, name in MAGIC if start[at : at + len(magic)] == magic), "")
 
 
+def article(kind: str) -> str:
+    return "an" if kind[0] in "AEIOaeio" else "a"
+
+
 def damage(data: bytes) -> str:
     """What is wrong with the structure of a picture whose pixels can be decoded all the same; "" where nothing is.
 

@@ -60,15 +60,15 @@ def examine(
     where that depends on the picture. `new_words` are words to learn, `count` counts tokens (`Engine.token_counts`).
     """
     found = Examined()
-    places: dict[Place, None] = {}
+    places: dict[Place, str] = {}  # with the colour behind what is transparent
     for key, table in sources:
         gathered = gather(table, key=key, group="class" if key == "prior" else "", seed=seed)
         found.records.setdefault(key, []).extend(gathered.records)
         found.findings += gathered.findings
-        places |= gathered.places
+        places |= {place: table.background for place in gathered.places if place not in places}
     found.places = len(places)
     with ThreadPoolExecutor(THREADS, thread_name_prefix="gesso-check") as workers:
-        looked = workers.map(lambda place: look(place, side), places)
+        looked = workers.map(lambda place: look(place, side, places[place]), places)
         for done, (place, (seen, findings)) in enumerate(zip(places, looked, strict=True), 1):
             found.findings += findings
             if seen is not None:

@@ -36,10 +36,13 @@ class Seen:
     thumbnail: UInt8
 
 
-def look(place: Place, side: tuple[int, int] | None = None) -> tuple[Seen | None, list[Finding]]:
+def look(
+    place: Place, side: tuple[int, int] | None = None, background: str = "white"
+) -> tuple[Seen | None, list[Finding]]:
     """The picture and what there is to say of it by itself; None where it cannot be read.
 
-    `side` is the width and height in pixels that pictures are trained in.
+    `side` is the width and height in pixels that pictures are trained in, `background` the colour behind what is
+    transparent.
     """
     try:
         data = images.contents(place)
@@ -57,7 +60,7 @@ def look(place: Place, side: tuple[int, int] | None = None) -> tuple[Seen | None
         height=height,
         thumbnail=thumbnail(picture),
     )
-    return seen, [*_of_file(place, data, decoded.notes), *_of_pixels(place, picture), *_of_size(seen, side)]
+    return seen, [*_of_file(place, data, decoded.notes, background), *_of_pixels(place, picture), *_of_size(seen, side)]
 
 
 def _gone(place: Place) -> tuple[str, str] | None:
@@ -67,7 +70,7 @@ def _gone(place: Place) -> tuple[str, str] | None:
     return None
 
 
-def _of_file(place: Place, data: bytes, notes: tuple[str, ...]) -> Iterator[Finding]:
+def _of_file(place: Place, data: bytes, notes: tuple[str, ...], background: str) -> Iterator[Finding]:
     where = str(place)
     if broken := contents.damage(data):
         yield Finding(
@@ -85,13 +88,13 @@ def _of_file(place: Place, data: bytes, notes: tuple[str, ...]) -> Iterator[Find
             level="warning",
             kind="ending",
             where=where,
-            what=f"a {own} picture under the ending {ending}",
+            what=f"{contents.article(own)} {own} picture under the ending {ending}",
             todo="gesso reads it, other programs may not: rename it",
             pictures=(place,),
         )
     for note in notes:
         yield Finding(level="note", kind="looks", where=where, what=note, pictures=(place,))
-    yield from _transparent(place, data)
+    yield from _transparent(place, data, background)
 
 
 def _ending(place: Place) -> str:
@@ -100,7 +103,7 @@ def _ending(place: Place) -> str:
     return place.suffix.lower()
 
 
-def _transparent(place: Place, data: bytes) -> Iterator[Finding]:
+def _transparent(place: Place, data: bytes, background: str) -> Iterator[Finding]:
     with images.opened(data, place) as image:
         if not image.has_transparency_data:
             return
@@ -111,8 +114,8 @@ def _transparent(place: Place, data: bytes) -> Iterator[Finding]:
             level="note",
             kind="looks",
             where=str(place),
-            what=f"{share:.0%} of it is transparent and will be white",
-            todo="lay it on the background that you want, or learn its opaque part alone with data.masks = true",
+            what=f"{share:.0%} of it is transparent and will be {background}",
+            todo="choose data.background, or learn its opaque part alone with data.masks = true",
             pictures=(place,),
         )
 

@@ -203,7 +203,7 @@ def _without_masks(folder: Folder, table: DataTable, findings: list[Finding]) ->
                 level="note",
                 kind="mask",
                 where=folder.name,
-                what=f"{len(folder.masks)} masks are not used",
+                what=f"{len(folder.masks)} masks are not used" if len(folder.masks) > 1 else "a mask is not used",
                 todo="set data.masks = true to learn only where they are white",
             )
         )

@@ -76,7 +76,8 @@ def _other(where: str, path: Path, ending: str) -> Finding:
     except OSError:
         kind = ""
     if kind in contents.READ:
-        what = f"a {kind} picture under {f'the ending {ending}' if ending else 'a name without ending'}; it is not used"
+        under = f"the ending {ending}" if ending else "a name without ending"
+        what = f"{contents.article(kind)} {kind} picture under {under}; it is not used"
         right = next(each for each, format_ in contents.ENDINGS.items() if format_ == kind)
         return Finding(level="warning", kind="unused", where=where, what=what, todo=f"rename it to {right}")
     if kind in contents.OTHERS or ending in OTHER_PICTURES:

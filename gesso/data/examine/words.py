@@ -22,6 +22,8 @@ _MARKUP = re.compile(
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b\u202a-\u202e\u2066-\u2069\ufeff]")
 _GARBLED = re.compile(r"\ufffd|[ÃÂ][\x80-\xbf]|â€")
 """A replacement character, or UTF-8 that was once read as Latin-1."""
+_EMPTY = re.compile(r"[\s!-/:-@\[-`{-~…]+|nan|null|none|undefined|n/?a", re.IGNORECASE)
+"""What programs write where there is nothing, and captions of punctuation alone."""
 _WORD = re.compile(r"[^\W\d_][\w-]{2,}")
 _VOWELS = frozenset("aeiouyàáâãäåæèéêëìíîïòóôõöøùúûü")
 
@@ -43,6 +45,7 @@ def _text(record: Record, caption: str) -> Iterator[Finding]:
         (_CONTROL.search(caption), "has control characters in it", "remove them: they are invisible, but read"),
         (_GARBLED.search(caption), "is garbled", "write it again from a UTF-8 source: it was once read as another"),
         (_is_name(record, caption), "is the name of the file", "describe the picture instead"),
+        (_EMPTY.fullmatch(caption), "says nothing", "describe the picture"),
     ):
         if found:
             yield Finding(

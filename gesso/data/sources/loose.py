@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from gesso.data.record import Record
 from gesso.data.sources import beside, captions_json, comma, jsonl, metadata_parquet
-from gesso.data.sources.folder import LISTS, Folder, Found, stem
+from gesso.data.sources.folder import LISTS, PACKED, Folder, Found, stem
 from gesso.data.sources.made import listed, no_columns, records
 from gesso.errors import DataError
 from gesso.schema import DataTable
@@ -18,7 +18,7 @@ def read(folder: Folder, table: DataTable, group: str, key: str) -> list[Record]
     """One record a picture, sorted by relative path. Raises DataError where two lists differ over a caption."""
     if not folder.pictures:
         raise DataError(
-            "no picture was found in this folder or below it" + _not_followed(folder),
+            "no picture was found in this folder or below it" + _not_followed(folder) + _packed(folder),
             where=folder.name,
             todo=ENDINGS,
         )
@@ -87,6 +87,12 @@ def read_list(folder: Folder, name: str, table: DataTable, key: str) -> dict[str
     if name == metadata_parquet.NAME:
         return metadata_parquet.read(folder, image, caption, key)
     return comma.read(folder, name, table.encoding, image, caption, key)
+
+
+def _packed(folder: Folder) -> str:
+    """Archives that lie in the folder itself."""
+    found = sorted(path.name for path in folder.path.iterdir() if path.suffix.lower() in PACKED)
+    return f" (packed files are not read, unpack them first: {listed(found)})" if found else ""
 
 
 def _not_followed(folder: Folder) -> str:

@@ -136,7 +136,10 @@ def _members(path: File) -> Iterator[tuple[Member, bytes | None]]:
                     archive.members.clear()  # type: ignore[attr-defined]  # tarfile keeps all it has seen
                 end = archive.offset
             file.seek(end)
-            if file.read(BLOCK).strip(b"\0"):  # tarfile takes a damaged header for the end
+            last = file.read(BLOCK)
+            if not last:  # cut between two members: what is lost would not be missed
+                raise tarfile.ReadError("the blocks of zeros that end one are not there")
+            if last.strip(b"\0"):  # tarfile takes a damaged header for the end
                 raise tarfile.ReadError(f"the header at byte {end} is damaged")
     except (tarfile.TarError, EOFError, UnicodeError) as error:
         raise DataError(
