@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from gesso.data import many
 from gesso.data.alike import near_duplicates
 from gesso.data.cache import Store, default_folder
 from gesso.data.places import Place
@@ -38,6 +39,11 @@ def pictures(recipe: Recipe, progress: Progress = quiet) -> tuple[Sequence[Recor
         return records, read(held_table(recipe), key="validate", cache=index_folder(recipe))
     if not table.holdout:
         return records, []
+    if len(many.doubted(records)) < len(records):
+        kept, held = many.held_out(records, table.holdout, recipe.seed)
+        if not (len(kept) and len(held)):
+            raise _holds_out(table.holdout, len(records), len(held))
+        return chosen(records, kept), chosen(records, held)
     places = held_places(recipe, list(dict.fromkeys(record.place for record in records)), progress)
     once = {record.place: row for row, record in enumerate(records) if record.place in places}
     kept = np.array([row for row, record in enumerate(records) if record.place not in places], dtype=np.int64)
@@ -82,11 +88,15 @@ def held_places(recipe: Recipe, places: Sequence[Place], progress: Progress = qu
             held |= set(same) if len(held) + len(same) <= count else set()
         count, why = len(held), ", since those that show the same stay together"
     if not held:
-        raise RecipeError(
-            f"validate.holdout = {share:g} of {len(places)} pictures holds out {count}{why}",
-            todo="hold out at least one and keep at least one, or name a folder with validate.path",
-        )
+        raise _holds_out(share, len(places), count, why)
     return held
+
+
+def _holds_out(share: float, pictures: int, count: int, why: str = "") -> RecipeError:
+    return RecipeError(
+        f"validate.holdout = {share:g} of {pictures} pictures holds out {count}{why}",
+        todo="hold out at least one and keep at least one, or name a folder with validate.path",
+    )
 
 
 def store(recipe: Recipe) -> Store:

@@ -12,10 +12,10 @@ from typing import cast
 
 from gesso import loop, prior, settings
 from gesso.arrays import Float32, Int64, Pixels
-from gesso.data import buckets, remembered
+from gesso.data import buckets, many, remembered
 from gesso.data.batches import Batches, Piece, held_out
 from gesso.data.cache import Store
-from gesso.data.check import check
+from gesso.data.check import check, cut
 from gesso.data.dataset import Dataset, Prepared
 from gesso.data.plan import Plan, by_group
 from gesso.data.record import Record
@@ -181,12 +181,14 @@ class Job:
 
     def notes(self, dataset: Dataset, records: Sequence[Record]) -> list[str]:
         """What the user should know of the data, though it stops nothing."""
-        found = check(
-            records, self.recipe.data, fingerprints=dataset.pictures.fingerprints, counter=self.engine.token_counts
-        )
+        counter, batch = self.engine.token_counts, self.recipe.train.batch
+        own = [row for row in dataset.doubted if row < len(records)]
+        looked_at = [records[row] for row in own] if dataset.trusting else records
+        found = check(looked_at, self.recipe.data, fingerprints=dataset.pictures.fingerprints, counter=counter)
+        if dataset.trusting:
+            found += [many.said(len(records) - len(own)), *cut(many.sample(records), counter)]
         if dataset.buckets:
-            places, batch = [record.place for record in records], self.recipe.train.batch
-            found.append(buckets.said(buckets.table(dataset.buckets, places, dataset.pictures.sizes, batch), batch))
+            found.append(buckets.said(many.table(records, dataset.buckets, dataset.pictures.size, batch), batch))
         return found
 
     def part_identity(self, part: str) -> str:

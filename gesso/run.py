@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from gesso import __version__, hub, loop, models, prior, settings, words
 from gesso.checkpoint import Checkpoint, Checkpoints, compatible
-from gesso.data.buckets import Buckets, lines, table
+from gesso.data import many
+from gesso.data.buckets import Buckets, lines
 from gesso.data.captions import written
 from gesso.data.record import Record
 from gesso.data.records import joined, readers
@@ -55,10 +57,8 @@ def train(loaded: Loaded, *, dry_run: bool = False, extra: Extra | None = None, 
     family = find(source.pipeline)
     settings.fits(recipe, family)
     settings.can_draw(recipe, str(source.config("scheduler").get("_class_name", "")))
-    asked = learning if recipe.tokens or recipe.prior.prompt else []  # millions of captions are not read for nothing
-    texts = {text for record in asked for text in written(record.captions, record.style)}
-    words.check_used(settings.tokens(recipe), [*sorted(texts), recipe.prior.prompt])
-    prior.check(recipe.prior, texts)
+    words.check_used(settings.tokens(recipe), chain([recipe.prior.prompt], _texts(learning)))
+    prior.check(recipe.prior, _texts(learning))
     source = models.with_vae(source, recipe.model.vae)
     objective = make_objective(recipe, source)
     begin = Checkpoints(out).chosen(checkpoint) if checkpoint else None
@@ -188,23 +188,39 @@ def outline(
         [
             f"model     {source.name} ({source.pipeline})",
             f"learns    {settings.what(recipe)}",
-            f"pictures  {len(learning)}{held}",
+            f"pictures  {_counted(learning)}{held}",
             *(f"class     {line}" for line in _of_class(recipe)),
             *(f"captions  {count} from {reader}" for reader, count in readers(joined([learning, holding])).items()),
             *(f"buckets   {line}" for line in _bucketed(buckets, learning, batch)),
-            f"steps     {steps} of {batch} pictures: each picture is seen {steps * batch / len(learning):.1f} times",
+            f"steps     {steps} of {batch} pictures: {_passes(learning, steps * batch)}",
             f"result    {recipe.out}",
             *([f"upload    {recipe.hub.push}"] if recipe.hub.push else []),
         ]
     )
 
 
+def _counted(learning: Sequence[Record]) -> str:
+    """How many pictures there are, and what their repeats make of them; of very many, the rows of an epoch alone."""
+    rows = len(learning)
+    different = len({record.place for record in learning}) if rows < many.MANY else rows
+    return str(rows) if different == rows else f"{different}, with repeats {rows} an epoch"
+
+
+def _passes(learning: Sequence[Record], shown: int) -> str:
+    epochs = f"{shown / len(learning):.1f}"
+    return f"{epochs} epochs" if "repeats" in _counted(learning) else f"each picture is seen {epochs} times"
+
+
 def _bucketed(buckets: Buckets | None, learning: Sequence[Record], batch: int) -> list[str]:
     """How many pictures are trained at what size, from their headers."""
     if buckets is None:
         return []
-    places = [record.place for record in learning]
-    return lines(table(buckets, places, {place: size(place) for place in dict.fromkeys(places)}, batch))
+    return lines(many.table(learning, buckets, cache(size), batch))
+
+
+def _texts(records: Sequence[Record]) -> Iterator[str]:
+    """All that captions are made of, to look for words in."""
+    return (text for record in records for text in written(record.captions, record.style))
 
 
 def _of_class(recipe: Recipe) -> list[str]:

@@ -95,7 +95,10 @@ def test_a_framework_is_not_smuggled_in_by_name() -> None:
         (MIDDLE, (*(f"engines.{engine}" for engine in ENGINES), *UPPER)),
         (("schema", "storage"), (*DATA, "engines", *MIDDLE, *UPPER)),
         (("job", "run", "generate"), ("cli", "commands", "demo")),
-        (("engines.torch", "engines.reference"), ("run", "job", "loop", "cli", "commands", "results", "checkpoint")),
+        (
+            ("engines.torch", "engines.mindspore", "engines.reference"),
+            ("run", "job", "loop", "cli", "commands", "results", "checkpoint"),
+        ),
     ],
     ids=lambda names: "-".join(names)[:24],
 )

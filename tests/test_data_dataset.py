@@ -99,7 +99,7 @@ def test_all_broken_pictures_are_reported_together(tmp_path: Path) -> None:
     assert [message.count("HTML"), message.count("instance-"), "and 4 more" in message] == [10, 10, True]
     for record in records[3:5]:
         record.path.unlink()
-    with pytest.raises(DataError, match=r"(?s)2 of 30 .*cannot be read"):
+    with pytest.raises(DataError, match=r"(?s)14 of 30 .*instance-4\.png: cannot be read.*HTML"):
         prepared(records, tmp_path / "c")
 
 

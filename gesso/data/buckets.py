@@ -132,21 +132,25 @@ def table(buckets: Buckets, rows: Sequence[Name], wholes: Mapping[Name, Size], b
 
     rows: the picture of each row of an epoch, by any name. wholes: width and height of each picture by that name.
     """
-    of = {name: buckets.size(*wholes[name]) for name in dict.fromkeys(rows)}
-    counts = Counter(of[name] for name in rows)
+    different = Counter(wholes[name] for name in dict.fromkeys(rows))
+    return counted(buckets, different, Counter(wholes[name] for name in rows), batch)
+
+
+def counted(buckets: Buckets, pictures: Mapping[Size, int], rows: Mapping[Size, int], batch: int) -> tuple[Bucket, ...]:
+    """The same, of how many different `pictures` and how many `rows` of an epoch there are of each width and height."""
     own_of: dict[Size, list[Size]] = {}
-    for name, size in of.items():
-        own_of.setdefault(size, []).append(wholes[name])
+    for whole in pictures:
+        own_of.setdefault(buckets.size(*whole), []).append(whole)
     found = []
     for size, own in sorted(own_of.items()):
-        count = counts[size]
+        count, different = sum(rows[whole] for whole in own), sum(pictures[whole] for whole in own)
         found.append(
             Bucket(
                 size=size,
-                pictures=len(own),
+                pictures=different,
                 rows=count,
-                enlarged=sum(width < size[0] or height < size[1] for width, height in own),
-                cut=sum(_cut_off(whole, size) for whole in own) / len(own),
+                enlarged=sum(pictures[whole] for whole in own if whole[0] < size[0] or whole[1] < size[1]),
+                cut=sum(_cut_off(whole, size) * pictures[whole] for whole in own) / different,
                 mixed=count % batch,
             )
         )

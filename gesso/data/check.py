@@ -12,7 +12,7 @@ from gesso.data.sources import listed, orphans
 from gesso.schema import DataTable
 
 FEW = 3
-"""Up to so many captions that are cut are named one by one."""
+"""Up to so many captions that are cut, or groups of equal pictures, are named one by one."""
 
 Counter = Callable[[Sequence[str]], tuple[list[int], int]]
 """How many tokens each caption has before any cut, and how many the encoder takes (`Engine.token_counts`)."""
@@ -36,7 +36,10 @@ def check(
 def duplicates(records: Sequence[Record], fingerprints: Mapping[Place, str]) -> list[str]:
     """Picture files with the same bytes; each is learned as often as it is there."""
     same = _grouped((fingerprints.get(path) or images.fingerprint(path), path) for path in _places(records))
-    return [f"{len(paths)} files hold the same picture: {listed(paths)}" for paths in same if len(paths) > 1]
+    groups = [paths for paths in same if len(paths) > 1]
+    more = groups[FEW:]
+    rest = [f"{sum(map(len, more))} more files hold pictures that are there several times"] if more else []
+    return [*(f"{len(paths)} files hold the same picture: {listed(paths)}" for paths in groups[:FEW]), *rest]
 
 
 def shared(records: Sequence[Record]) -> list[str]:

@@ -5,10 +5,7 @@ Every draw is a function of (seed, purpose, epoch, row). A row is a record's ind
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,13 +15,14 @@ from typing import Any
 import numpy as np
 
 from gesso.arrays import Array, Float32
-from gesso.data import captions
+from gesso.data import captions, many
 from gesso.data.buckets import Buckets, Size
 from gesso.data.cache import Store
 from gesso.data.encoded import Captions, Encoder, Pictures, Wanted
 from gesso.data.images import Decoded, Transform
+from gesso.data.lock import lock
 from gesso.data.masks import Masks
-from gesso.data.places import File, Place
+from gesso.data.places import Place
 from gesso.data.plan import Slot
 from gesso.data.readers import in_order
 from gesso.data.record import Record
@@ -88,8 +86,25 @@ class Dataset:
     def texts(self) -> Captions:
         # An order of tags is as good as never drawn twice, like a random crop: those captions are encoded when seen.
         keep = self.encoder.cache_text and not self.encoder.train_text
+        if self.trusting:
+            return Captions(encoder=self.encoder, store=self.store, keep=keep and not self._endless)
         lasting = frozenset(self._renderings) if keep and self._endless else keep
         return Captions(encoder=self.encoder, store=self.store, keep=lasting)
+
+    @cached_property
+    def doubted(self) -> Sequence[int]:
+        """The rows whose pictures are read before the first step even where none is encoded (gesso/data/many.py)."""
+        return many.doubted(self.records)
+
+    @property
+    def trusting(self) -> bool:
+        """Whether the data is so much that its indexes are trusted."""
+        return len(self.doubted) < len(self.records)
+
+    @property
+    def _streaming(self) -> bool:
+        """Whether all rows are encoded, one after the other, without a list of them."""
+        return self.trusting and self.pictures.keep
 
     @cached_property
     def masks(self) -> Masks:
@@ -106,10 +121,12 @@ class Dataset:
         """Width and height in pixels at which the picture of a row is trained."""
         if self.buckets is None:
             return self.width, self.height
-        return self.buckets.size(*self.pictures.size(self.records[row].place))
+        return self._trained_at(*self.pictures.size(self.records[row].place))
 
-    def all_sizes(self) -> tuple[Size, ...]:
+    def all_sizes(self) -> Sequence[Size]:
         """`size` of every row; () where all are alike."""
+        if self.buckets is not None and self.trusting:
+            return many.coded(self.records, self.buckets, {row: self.size(row) for row in self.doubted})
         return () if self.buckets is None else tuple(self.size(row) for row in range(len(self.records)))
 
     def caption(self, slot: Slot) -> str:
@@ -160,9 +177,10 @@ class Dataset:
         """Read every picture once and encode what the cache does not have.
 
         Latents that are not kept are not encoded here, yet their pictures are decoded to the last row: better to hear
-        of a broken one now than at step 1265. Raises one DataError that names all of them.
+        of a broken one now than at step 1265. Raises one DataError that names all of them. What the indexes of very
+        many pictures vouch for is not looked at, unless it is encoded.
         """
-        paths = list(dict.fromkeys(record.place for record in self.records))
+        paths = list(dict.fromkeys(self.records[row].place for row in self.doubted))
         problems: list[DataError] = []
         with closing(in_order(self.pictures.sha256, paths, self.readers)) as found:
             for done, (_, fingerprint) in enumerate(found, 1):
@@ -171,8 +189,9 @@ class Dataset:
                 except DataError as error:
                     problems.append(error)
                 progress("fingerprints", done, len(paths))
-        _raise_all(problems, len(paths))
+        # What cannot be read cannot be decoded either: this names both kinds together.
         pictures = self._prepare_pictures(progress)
+        _raise_all(problems, len(paths))
         self._prepare_masks(progress)
         captions_encoded, captions_reused = self._prepare_captions(progress)
         return Prepared(
@@ -184,30 +203,8 @@ class Dataset:
         )
 
     def lock(self, folders: Iterable[Path] = ()) -> dict[str, Any]:
-        """What the data was: file, SHA-256, captions, group and weight of every row, and a SHA-256 over all of it.
-
-        Files are named relative to the first of `folders` that holds them, or else to the folder that all pictures
-        have in common: the record says nothing of the machine. Names are left out of the last SHA-256, since they
-        decide nothing but the order, which it covers: a folder may be moved between a run and its resumption.
-        """
-        here = [str(path.absolute().parent) for path in {each.path for each in self.records} if isinstance(path, Path)]
-        common = [Path(os.path.commonpath(here))] if here else []
-        roots = [*(folder.absolute() for folder in folders), *common]
-        pictures = [
-            {
-                "file": _relative(record.path, roots) + (str(record.inner) if record.inner else ""),
-                "sha256": self.pictures.sha256(record.place),
-                "captions": list(record.captions),
-                "group": record.group,
-                "weight": record.weight,
-                **({"shares": list(record.shares)} if record.shares else {}),
-                **({"mask": self.pictures.sha256(record.mask), "outside": record.outside} if record.mask else {}),
-            }
-            for record in self.records
-        ]
-        learned = [{name: value for name, value in row.items() if name != "file"} for row in pictures]
-        whole = hashlib.sha256(json.dumps(learned, sort_keys=True).encode()).hexdigest()
-        return {"pictures": pictures, "fingerprint": whole}
+        """What the data was (gesso/data/lock.py)."""
+        return lock(self.records, self.pictures, folders)
 
     def _draw(self, stream: str, slot: Slot) -> float:
         return float(uniforms(self.seed, stream, [(slot.epoch, slot.row)])[0])
@@ -239,13 +236,15 @@ class Dataset:
     @cached_property
     def _endless(self) -> int:
         """How many records have a caption with more renderings than are encoded beforehand."""
+        if self.trusting:
+            return many.drawn(self.records)
         return sum(
             any(captions.renderings(caption, record.style) is None for caption in record.captions)
             for record in self.records
         )
 
     def _on_demand(self) -> list[str]:
-        if not (self._endless and self.encoder.cache_text and not self.encoder.train_text):
+        if not (self.encoder.cache_text and not self.encoder.train_text and self._endless):
             return []
         return [
             f"the captions of {self._endless} of {len(self.records)} pictures are shuffled or have many wildcards: "
@@ -253,25 +252,28 @@ class Dataset:
         ]
 
     def _prepare_masks(self, progress: Progress) -> None:
-        masked = list(
-            {(record.mask, record.place): row for row, record in enumerate(self.records) if record.mask}.values()
-        )
+        masked: Sequence[int] = range(len(self.records))
+        if not (self._streaming and many.masked(self.records)):
+            some = ((row, self.records[row]) for row in self.doubted)
+            masked = list({(record.mask, record.place): row for row, record in some if record.mask}.values())
         problems: list[DataError] = []
         for done, row in enumerate(masked, 1):
             try:
-                self.masks.check(self.records[row], self._all_centered(row))
+                if self.records[row].mask:
+                    self.masks.check(self.records[row], self._all_centered(row))
             except DataError as error:
                 problems.append(error)
             progress("masks", done, len(masked))
         _raise_all(problems, len(masked))
 
     def _prepare_pictures(self, progress: Progress) -> Prepared:
-        rows = {(record.place, record.background): row for row, record in enumerate(self.records)}
+        once = {(self.records[row].place, self.records[row].background): row for row in self.doubted}
+        rows: Collection[int] = range(len(self.records)) if self._streaming else once.values()
         seen: set[str] = set()
         notes: list[str] = []
         problems: list[DataError] = []
-        encoded = 0
-        with closing(in_order(self._looked_at, rows.values(), self.readers)) as found:
+        encoded = asked = 0
+        with closing(in_order(self._looked_at, rows, self.readers)) as found:
             for done, (row, looked_at) in enumerate(found, 1):
                 path = self.records[row].place
                 try:
@@ -281,20 +283,22 @@ class Dataset:
                     missing = [t for t in transforms if not self.pictures.known(path, t)]
                     if missing or not transforms:
                         picture = self.pictures.decode(path, wanted) if picture is None else picture
-                        notes += [f"{path}: {note}" for note in picture.notes]
+                        if not self._streaming or len(notes) < NAMED:
+                            notes += [f"{path}: {note}" for note in picture.notes]
                         # With a broken one the run cannot start: what is left to do is to find the others soon.
                         for transform in () if problems else missing:
                             self.pictures.encode(path, transform, picture)
                             encoded += 1
-                    seen |= {self.pictures.key(path, t) for t in transforms}
+                    asked += len(transforms)
+                    seen |= set() if self._streaming else {self.pictures.key(path, t) for t in transforms}
                 except DataError as error:
                     problems.append(error)
                 progress("pictures", done, len(rows))
         _raise_all(problems, len(rows))
         return Prepared(
             encoded=encoded,
-            reused=len(seen) - encoded,
-            notes=(*notes, *self._enlarged({path: row for (path, _), row in rows.items()})),
+            reused=(asked if self._streaming else len(seen)) - encoded,
+            notes=(*notes, *self._enlarged({path: row for (path, _), row in once.items()}), *self._enlarged_of_many()),
         )
 
     def _looked_at(self, row: int) -> tuple[list[Transform], Decoded | None]:
@@ -312,22 +316,59 @@ class Dataset:
             if width < size[0] or height < size[1]:
                 small.append(f"{path} ({width} × {height})")
                 sizes.add(size)
-        if not small:
+        return _said(small[:NAMED], len(small), len(rows), sizes)
+
+    def _enlarged_of_many(self) -> list[str]:
+        """The same of the pictures that are not looked at, after what their indexes say."""
+        if not self.trusting:
             return []
-        named = ", ".join(small[:NAMED]) + (f" and {len(small) - NAMED} more" if len(small) > NAMED else "")
-        verbs = "is smaller than {} and is" if len(small) == 1 else "are smaller than {} and are"
-        verb = verbs.format(" × ".join(map(str, *sizes)) if len(sizes) == 1 else "what they are trained at")
-        return [f"{len(small)} of {len(rows)} pictures {verb} enlarged: {named}"]
+        count, total, first, sizes = many.smaller(self.records, self._trained_at, NAMED)
+        small = [(self.records[row].place, *self.pictures.size(self.records[row].place)) for row in first]
+        named = [f"{place} ({width} × {height})" for place, width, height in small]
+        return _said(named, count, total, sizes)
+
+    def _trained_at(self, width: int, height: int) -> Size:
+        """What a picture of `width` × `height` pixels is trained at."""
+        return (self.width, self.height) if self.buckets is None else self.buckets.size(width, height)
 
     def _prepare_captions(self, progress: Progress) -> tuple[int, int]:
         """How many captions were encoded, and how many were in the cache."""
         if not self.texts.keep:
             return 0, 0
+        if self.trusting:
+            return self._stream_captions(progress)
         missing = [caption for caption in self._renderings if not self.texts.known(caption)]
         for done, caption in enumerate(missing, 1):
             self.texts.encode(caption)
             progress("captions", done, len(missing))
         return len(missing), len(self._renderings) - len(missing)
+
+    def _stream_captions(self, progress: Progress) -> tuple[int, int]:
+        """The same, row by row: none of the captions is held, and those in the cache count each time they are met."""
+        encoded = reused = 0
+        for done, record in enumerate(self.records, 1):
+            for caption in record.captions:
+                for text in captions.renderings(caption, record.style) or ():
+                    if self.texts.known(text):
+                        reused += 1
+                        continue
+                    self.texts.encode(text)
+                    encoded += 1
+            progress("captions", done, len(self.records))
+        if self.caption_dropout and not self.texts.known(""):
+            self.texts.encode("")
+            encoded += 1
+        return encoded, reused
+
+
+def _said(named: Sequence[str], small: int, pictures: int, sizes: Collection[Size]) -> list[str]:
+    """That `small` of the pictures are enlarged; `named` are the first of them."""
+    if not small:
+        return []
+    listed = ", ".join(named) + (f" and {small - NAMED} more" if small > NAMED else "")
+    verbs = "is smaller than {} and is" if small == 1 else "are smaller than {} and are"
+    verb = verbs.format(" × ".join(map(str, *sizes)) if len(sizes) == 1 else "what they are trained at")
+    return [f"{small} of {pictures} pictures {verb} enlarged: {listed}"]
 
 
 def _raise_all(problems: Sequence[DataError], pictures: int) -> None:
@@ -340,11 +381,3 @@ def _raise_all(problems: Sequence[DataError], pictures: int) -> None:
             f"{len(problems)} of {pictures} pictures cannot be used" + "".join(lines) + more,
             todo="replace these files or take them out of the folder",
         )
-
-
-def _relative(path: File, roots: Sequence[Path]) -> str:
-    if not isinstance(path, Path):
-        return str(path)  # a URL is the same on every machine
-    path = path.absolute()
-    # A root that is the file itself (an archive) leaves nothing of its name.
-    return next(path.relative_to(root).as_posix() for root in roots if path.is_relative_to(root) and path != root)

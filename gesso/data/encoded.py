@@ -23,7 +23,7 @@ from gesso.chunks import level
 from gesso.data import images, remembered, sizes
 from gesso.data.cache import Store, key
 from gesso.data.images import Decoded, Transform
-from gesso.data.places import Place
+from gesso.data.places import Inside, Place
 from gesso.errors import DataError, NumbersError
 
 Entry = dict[str, Array]
@@ -65,6 +65,8 @@ class Pictures:
 
     def size(self, path: Place) -> tuple[int, int]:
         """Width and height of the upright picture in pixels."""
+        if isinstance(path, Inside) and path.pixels:
+            return path.pixels  # of millions, none is held
         if path not in self.sizes:
             known = self.store.get(self._size_key(path)) if self.keep and path in self.fingerprints else None
             self.sizes[path] = (int(known["size"][0]), int(known["size"][1])) if known else sizes.size(path)
@@ -72,6 +74,8 @@ class Pictures:
 
     def sha256(self, path: Place) -> str:
         """SHA-256 of the picture's bytes, in hexadecimal; with a cache, they are read for it only once."""
+        if isinstance(path, Inside) and path.sha256:
+            return path.sha256
         if path not in self.fingerprints:
             self.fingerprints[path] = remembered.sha256(path, self.store) if self.keep else images.fingerprint(path)
         return self.fingerprints[path]
@@ -89,7 +93,15 @@ class Pictures:
                 todo="start again when nothing edits the pictures",
             )
         picture = images.decode(data, path, wanted)
-        self.sizes[path] = picture.width, picture.height
+        if not (isinstance(path, Inside) and path.pixels):
+            self.sizes[path] = picture.width, picture.height
+        elif path.pixels != (picture.width, picture.height):
+            raise DataError(
+                f"the picture is {picture.width} × {picture.height} pixels, its index says {path.pixels[0]} × "
+                f"{path.pixels[1]}",
+                where=str(path),
+                todo="write the index again with `gesso pack`, or take it away",
+            )
         return picture
 
     def known(self, path: Place, transform: Transform) -> bool:

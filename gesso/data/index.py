@@ -8,11 +8,13 @@ million rows are no objects in memory. docs/data.md gives the columns for other 
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import secrets
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +55,16 @@ class Row:
 
 
 class Index(Sequence[Row]):
-    """The rows of a shard, made when they are asked for. `columns` may be mapped from a file."""
+    """The rows of a shard, made when they are asked for. `columns` may be mapped from a file: `whole` is all of it."""
 
-    def __init__(self, columns: Mapping[str, Array], where: str = "", silent: int | None = None) -> None:
-        self.columns, self.where = columns, where
+    def __init__(
+        self,
+        columns: Mapping[str, Array],
+        where: str = "",
+        silent: int | None = None,
+        whole: Array | None = None,
+    ) -> None:
+        self.columns, self.where, self.whole = columns, where, whole
         self.silent = silent_rows(columns).size if silent is None else silent
         """How many rows have no caption."""
 
@@ -74,6 +82,22 @@ class Index(Sequence[Row]):
         row = row % len(self)
         captions, shares = self.captions(row)
         return Row(member=self.member(row), captions=captions, shares=shares)
+
+    @cached_property
+    def vouches(self) -> bool:
+        """Whether it holds SHA-256, width and height of every picture, as `gesso pack` writes them."""
+        if self.whole is None or "sha256" not in self.columns:
+            return False
+        sides = [self.columns.get(name) for name in ("width", "height")]
+        known = all(side is not None and bool((side > 0).all()) for side in sides)
+        self.release()
+        return known
+
+    def release(self) -> None:
+        """Let go of the memory of a mapped file; what is wanted again is read again."""
+        mapped = None if self.whole is None else self.whole.base
+        if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+            mapped.madvise(mmap.MADV_DONTNEED)
 
     def captions(self, row: int) -> tuple[tuple[str, ...], tuple[float, ...]]:
         """The captions of a row, and their weights where they differ."""
@@ -223,7 +247,7 @@ def parsed(
         raise DataError("this is not an index of a shard, or a damaged one", where=where, todo=TODO) from error
     if missing:
         raise DataError(f'the index has no column "{missing[0]}"', where=where, todo=TODO)
-    return Index(found, where, says.get("silent"))
+    return Index(found, where, says.get("silent"), whole)
 
 
 def _column(whole: Array, start: int, name: str, entry: Mapping[str, Any]) -> Array:

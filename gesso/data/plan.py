@@ -18,6 +18,7 @@ import numpy as np
 
 from gesso.arrays import Int64
 from gesso.data.buckets import Size, arranged
+from gesso.data.many import Coded
 from gesso.data.order import Walked, order
 from gesso.data.record import Record
 from gesso.data.records import groups
@@ -88,6 +89,9 @@ class Plan:
     def _kinds(self, group: str) -> Int64:
         """The size of each of the group's rows as a number, 0 for the least."""
         if group not in self._known:
+            if isinstance(self.sizes, Coded):
+                self._known[group] = self.sizes.kinds(self.rows[group])
+                return self._known[group]
             sizes = [self.sizes[row] for row in self.rows[group]] if self.sizes else []
             number = {size: at for at, size in enumerate(sorted(set(sizes)))}
             self._known[group] = np.array([number[size] for size in sizes], dtype=np.int64)

@@ -21,6 +21,9 @@ from gesso.data.index import Index
 from gesso.data.places import Cell, File, Inside, Member
 from gesso.data.record import Record
 
+AT_ONCE = 2**14
+"""Rows whose columns are looked at together."""
+
 
 class Rows(Sequence[Record]):
     """A sequence of records by row; slices are sequences of the same kind."""
@@ -146,6 +149,9 @@ def groups(records: Sequence[Record]) -> dict[str, Sequence[int] | Array]:
         if isinstance(part, Indexed):
             found.setdefault(part.alike.group, []).append(range(start, start + len(part)))
             continue
+        if isinstance(part, Chosen) and len(inner := groups(part.records)) == 1:
+            found.setdefault(next(iter(inner)), []).append(range(start, start + len(part)))
+            continue
         names = np.array([record.group for record in part])
         for group in dict.fromkeys(names.tolist()):
             found.setdefault(group, []).append(start + np.flatnonzero(names == group))
@@ -162,6 +168,42 @@ def readers(records: Sequence[Record]) -> Counter[str]:
         else:
             found.update(record.reader for record in part)
     return +found
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Rows of one source that stand side by side: `rows` of `part`, int64 [N], or all of them; `start` is the first."""
+
+    start: int
+    part: Sequence[Record]
+    rows: Int64 | None = None
+
+    def __len__(self) -> int:
+        return len(self.part) if self.rows is None else len(self.rows)
+
+
+def spans(records: Sequence[Record], start: int = 0) -> Iterator[Span]:
+    """What `records` is made of, in order: sources as they are read, without a look at any record."""
+    if isinstance(records, Joined):
+        for first, part in zip((0, *records.ends), records.parts, strict=False):
+            yield from spans(part, start + first)
+    elif isinstance(records, Chosen):
+        yield from _chosen(records, start)
+    elif len(records):
+        yield Span(start, records)
+
+
+def _chosen(records: Chosen, start: int) -> Iterator[Span]:
+    inner = list(spans(records.records))
+    ends = np.cumsum([len(span) for span in inner])
+    for first in range(0, len(records), AT_ONCE):
+        rows = records.rows[first : first + AT_ONCE]
+        of = np.searchsorted(ends, rows, side="right")
+        cuts = [0, *(np.flatnonzero(np.diff(of)) + 1).tolist(), len(rows)]
+        for one, other in pairwise(cuts):
+            span = inner[int(of[one])]
+            own = rows[one:other] - span.start
+            yield Span(start + first + one, span.part, own if span.rows is None else span.rows[own])
 
 
 def _parts(records: Sequence[Record], start: int = 0) -> Iterable[tuple[int, Sequence[Record]]]:
