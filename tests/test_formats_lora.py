@@ -94,10 +94,12 @@ def test_the_lora_metadata_holds_only_what_old_peft_takes(tmp_path: Path) -> Non
     fields = json.loads(metadata["lora_adapter_metadata"])
     # Every one is an argument of LoraConfig in peft 0.15.0.
     assert fields == {
+        "unet.alpha_pattern": {},
         "unet.bias": "none",
         "unet.lora_alpha": 2,
         "unet.peft_type": "LORA",
         "unet.r": 4,
+        "unet.rank_pattern": {},
         "unet.target_modules": ["a"],
         "unet.use_dora": False,
         "unet.use_rslora": False,

@@ -101,7 +101,7 @@ def test_warm_up_is_ignored_where_the_script_ignores_it() -> None:
     assert command(LORA + "--lr_warmup_steps 100").optim.warmup == 0
     found = command(LORA + "--lr_scheduler cosine --lr_warmup_steps 100 --max_train_steps 400")
     assert (found.optim.schedule, found.optim.warmup, found.train.steps) == ("cosine", 100, 400)
-    assert "optim.warmup" in next(iter(stops(LORA + "--lr_scheduler cosine --max_train_steps 400").values()))
+    assert list(stops(LORA + "--lr_scheduler cosine --max_train_steps 400")) == ["--lr_warmup_steps"]
 
 
 def test_zero_is_off_and_a_negative_stops() -> None:
@@ -186,6 +186,17 @@ def test_text_encoders_and_optimisers() -> None:
 def test_mindones_names() -> None:
     found = command(LORA + "--lora_rank 32 --distributed --enable_mindspore_data_sink")
     assert found.adapter.rank == 32
+    assert command(LORA + "--lora_rank 8 --rank 8").adapter.rank == 8
+    assert list(stops(LORA + "--lora_rank 8 --rank 4")) == ["--lora_rank"]
+
+
+def test_a_flag_without_its_value_and_a_default_warm_up_that_never_ends() -> None:
+    assert stops(LORA + "--resolution")["--resolution"] == "needs a value"
+    assert "behind a backslash" in stops(LORA + "\\ \n --rank=4")['" "']
+    short = LORA + "--lr_scheduler=cosine --max_train_steps=100"
+    assert "100 steps" in stops(short)["--lr_warmup_steps"]
+    for flag in ("--lr_warmup_steps=0", "--optim.warmup=0"):
+        assert command(f"{short} {flag}").optim.warmup == 0
 
 
 def test_validation_becomes_samples() -> None:
@@ -316,6 +327,8 @@ def test_keys_of_the_recipe_may_stand_among_the_flags() -> None:
     assert (found.adapter.rank, found.train.buckets, found.optim.weight_decay) == (6, True, 0.0)
     assert fates(imported)["--rank"] == "harmless"
     assert "rank = 6  # --adapter.rank" in imported.text
+    found = command(LORA + "--num_train_epochs 7 --train.steps 3")
+    assert (found.train.steps, found.train.epochs) == (3, None)
     assert "did you mean --train.steps" in stops(LORA + "--train.stepps 4")["--train.stepps"]
     assert "whole number" in stops(LORA + "--train.batch many")["--train.batch"]
 
@@ -381,6 +394,20 @@ def test_launchers_that_gesso_does_not_know_stop() -> None:
     assert "--use_deepspeed" in stops(line)
 
 
+def test_the_file_of_a_launcher_counts() -> None:
+    line = LORA.replace("python", "accelerate launch --config_file two.yaml")
+    with pytest.raises(RecipeError, match="no such file"):
+        translate([line])
+    Path("two.yaml").write_text(
+        "distributed_type: MULTI_GPU\nmixed_precision: bf16\nnum_processes: 2\n", encoding="utf-8"
+    )
+    found = command(line + "--train_batch_size=3")
+    assert (found.train.precision, found.train.batch) == ("bf16", 6)
+    assert command(line.replace("--config", "--mixed_precision=no --config")).train.precision == "fp32"
+    Path("two.yaml").write_text("distributed_type: DEEPSPEED\nmixed_precision: no\n", encoding="utf-8")
+    assert list(stops(line)) == ["--use_deepspeed"]
+
+
 def test_the_verb_writes_once_and_reports(capsys: pytest.CaptureFixture[str]) -> None:
     words = LORA.split()
     assert cli.main(["import", *words, "--dry-run"]) == 0
@@ -439,3 +466,6 @@ def test_a_terminal_is_safe_from_what_is_reported(capsys: pytest.CaptureFixture[
 def test_shell_words() -> None:
     assert shell.commands("X=1; a 'b $X' \"c ${X}\" d\\ e #f\ng") == [["a", "b $X", "c 1", "d e"], ["g"]]
     assert shell.commands("a \\\n  b ^\n c") == [["a", "b", "c"]]
+    assert shell.commands("X=1; a ${X:-2} ${Y:-3} ${Z-}4 ${X:?unset}") == [["a", "1", "3", "4", "1"]]
+    with pytest.raises(RecipeError, match="only a shell"):
+        shell.commands("X=1; a ${X%.*}")

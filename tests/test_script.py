@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pytest
-from datasets import load_from_disk
 from diffusers import StableDiffusionPipeline
 from runs import events, pictures
 from safetensors.numpy import load_file
@@ -139,8 +139,10 @@ def test_a_data_set_of_the_summary_is_made_and_trained_on(
     assert main(["create_dataset.py", "--save_to_disk=True"]) == Exit.DONE
     said = capsys.readouterr().out
     assert "its README says the opposite" in said
-    found = load_from_disk("datasets/Text2Image_example")["train"]
-    assert sorted(found["text"]) == sorted(captions.values())
+    (shard,) = Path("datasets/Text2Image_example/train").glob("*.arrow")
+    with pyarrow.memory_map(str(shard)) as file:
+        found = pyarrow.ipc.open_stream(file).read_all()
+    assert sorted(found["text"].to_pylist()) == sorted(captions.values())
     run = [
         "train_text_to_image_lora.py", f"--pretrained_model_name_or_path={blank}", "--dataset_from_disk",
         "--dataset_disk_path=datasets/Text2Image_example", "--resolution=64", "--max_train_steps=1",
@@ -192,6 +194,11 @@ def test_a_lora_is_written_for_other_programs_too(tmp_path: Path, blank_xl: Path
         assert sorted(ups) == sorted(
             value.tobytes() for name, value in own.items() if ".up." in name or "lora_B" in name
         )
+
+
+def test_help_says_where_the_flags_are(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train_text_to_image_lora.py", "--help"]) == Exit.DONE
+    assert "docs/scripts.md" in capsys.readouterr().out
 
 
 def test_a_script_that_is_none_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -28,15 +29,18 @@ def main(words: Sequence[str]) -> int:
     from gesso.commands.import_ import report
     from gesso.importers import translate
 
+    if {"-h", "--help"} & set(words):
+        print(__doc__)
+        return Exit.DONE
     dry_run = any(word in ("--dry-run", "--dry_run") for word in words)
     given = [word for word in words if word not in ("--dry-run", "--dry_run")]
     imported = translate(given[1:] if given[:1] and given[0] in SHELLS else given)
     if imported.stopped:
-        print(report(imported), file=sys.stderr)
+        print(report(replace(imported, entries=imported.stopped)), file=sys.stderr)
         count = len(imported.stopped)
         raise RecipeError(
             f"{f'{count} flags' if count > 1 else 'one flag'} cannot be carried out as said above",
-            todo="leave out or change what is named, and run the command again",
+            todo="give, change or leave out what is named, and run the command again",
         )
     print(f"{report(imported)}\n\n{imported.text}", flush=True)
     if imported.words:

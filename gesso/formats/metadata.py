@@ -75,6 +75,8 @@ def pack(components: Mapping[str, LoraShape]) -> dict[str, str]:
             "target_modules": sorted(shape.sizes),
             "use_dora": shape.dora,
             "use_rslora": False,
+            "rank_pattern": {},  # mindone's reader asks for both patterns, empty or not
+            "alpha_pattern": {},
             **sized(shape.sizes, "lora_alpha", anchored=not component.startswith("text_encoder")),
         }
         fields.update({f"{component}.{name}": value for name, value in own.items()})

@@ -66,7 +66,11 @@ def _method(draft: Draft, script: Script) -> None:
         draft.put("adapter.kind", "dora" if values.get("use_dora") else "lora", "use_dora")
         rank = "lora_rank" if "lora_rank" in draft.given else "rank"
         if {"rank", "lora_rank"} <= set(draft.given):
-            draft.say("rank", "harmless", "lora_rank is given too and counts")
+            if values["rank"] != values["lora_rank"]:
+                draft.say(
+                    "lora_rank", "unsupported", f"is another name for --rank, which is {values['rank']}; give one"
+                )
+            draft.say("rank", "harmless", "lora_rank is given too, and says the same")
         draft.put("adapter.rank", values.get(rank, summary.RANK), rank)
     _words(draft, script)
     base = str(values["pretrained_model_name_or_path"])
@@ -212,6 +216,10 @@ def _rates(draft: Draft, script: Script, steps: int | None, devices: int) -> Non
         draft.say("scale_lr", "harmless", "asks for nothing")
     draft.put("optim.lr", lr, *names, note="multiplied as scale_lr asks" if values["scale_lr"] else "")
     common.schedule(draft, "lr_scheduler", "lr_warmup_steps", steps)
+    warm = draft.settings.get("optim.warmup")
+    if warm and not warm.names and steps is not None and warm.value >= steps and "--optim.warmup" not in draft.given:
+        text = f"is {warm.value} by default, and the run has {steps} steps; give fewer, such as --lr_warmup_steps=0"
+        draft.stop(text, "--lr_warmup_steps")
     if script.short in ("XL", "XL-L") and values["gradient_accumulation_steps"] > 1:
         note = "in optimiser steps; the script would stretch the schedule by the accumulation"
         draft.say("lr_scheduler", "differs", note)

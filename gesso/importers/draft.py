@@ -109,6 +109,10 @@ class Draft:
                 self.say(name, "unknown", self._nearest(name))
                 continue
             self.rows[name] = row
+            if value == ():
+                self.say(name, "unsupported", "needs a value")
+                self.values[name] = row.default
+                continue
             try:
                 self.values[name] = read(row.kind, value)
             except ValueError as error:
@@ -191,6 +195,9 @@ class Draft:
         for key, setting in self._own.items():
             before = self.settings.get(key)
             self.settings[key] = setting
+            if key == "train.steps" and "train.epochs" not in self._own:
+                # Else the script's epochs, by default a hundred, would win over the steps that are asked for.
+                before = self.settings.pop("train.epochs", before)
             for name in before.names if before else ():
                 if not any(name in each.names for each in self.settings.values()):
                     self.say(name, "harmless", f"--{key} is given too, and counts")
@@ -207,6 +214,8 @@ class Draft:
 
     def _nearest(self, name: str) -> str:
         """Of the keys beside it the one most alike, else of all keys."""
+        if not name.strip('" '):
+            return "a space stands behind a backslash at the end of a line, which ends the command there; take it out"
         place, _, last = plain(name).rpartition(".")
         found: dict[str, str] = {}
         for each in sorted(map(plain, self.rows), key=lambda each: each.rpartition(".")[0] != place):

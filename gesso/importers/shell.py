@@ -6,13 +6,14 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from gesso.errors import RecipeError
+from gesso.importers.files import mapping, read
 from gesso.importers.rows import Row
 
-_VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
+_VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)(?::?-([^{}$`\"']*)|:?\?[^{}]*)?\})")
 _DATE = re.compile(r"\$\(date \+([%\w:.-]+)\)")
 _ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=")
 _ENDS = (";", "&", "|", "\n")
@@ -33,7 +34,7 @@ class Command:
 def commands(text: str) -> list[list[str]]:
     """The words of each command of a shell text, with its variables put in. RecipeError for what only a shell can say.
 
-    `$NAME` and `${NAME}` are known where the text assigns them; `$(date +%Y)` is the time now.
+    `$NAME` and `${NAME}` are known where the text assigns them, `${NAME:-this}` always; `$(date +%Y)` is the time now.
     """
     text = re.sub(r"[\\^]\r?\n", " ", text.replace("\r\n", "\n"))
     text = _DATE.sub(lambda match: time.strftime(match[1]), text)
@@ -117,16 +118,18 @@ class _Words:
         if letter != "$":
             return letter
         match = _VARIABLE.match(self.text, self.at - 1)
+        if match is None and self.text[self.at : self.at + 1] == "{":
+            raise _shell(self.text[self.at - 1 : self.at + 30], "write what it gives in its place")
         if match is None:
             return letter
         name = match[1] or match[2]
-        if name not in self.variables:
+        if match[3] is None and name not in self.variables:
+            before = "" if name[0].isdigit() else f"put the line {name}=… in front of it, or "
             raise RecipeError(
-                f"the command uses ${name}, which it does not set",
-                todo=f"put the line {name}=… in front of it, or write the value in its place",
+                f"the command uses ${name}, which it does not set", todo=f"{before}write the value in its place"
             )
         self.at = match.end()
-        return self.variables[name]
+        return self.variables.get(name) or match[3] or ""
 
     def _until(self, quote: str) -> str:
         end = self.text.find(quote, self.at)
@@ -150,6 +153,7 @@ def command(words: Sequence[str]) -> Command | None:
     if at is None:
         return None
     launcher = dict(_pairs(words[:at]))
+    launcher = {**_configured(launcher.get("--config_file", "")), **launcher}
     count = next((launcher[flag] for flag in DEVICES if flag in launcher), "1")
     if not count.isdigit() or int(count) < 1:
         raise RecipeError(f"the launcher is to start {count} processes, must be a whole number, at least 1")
@@ -160,6 +164,18 @@ def command(words: Sequence[str]) -> Command | None:
         precision=launcher.get("--mixed_precision", ""),
         stops=tuple(flag for flag in REFUSED if flag in launcher),
     )
+
+
+def _configured(path: str) -> dict[str, str]:
+    """What the file of `accelerate launch --config_file` says of its flags; RecipeError where there is none."""
+    if not path:
+        return {}
+    values = mapping(read(Path(path).expanduser()), path)
+    # YAML reads a bare `no` as false.
+    said = {name: "no" if value is False else str(value) for name, value in values.items() if value is not None}
+    kind = said.get("distributed_type", "").lower()
+    refused = {f"--use_{kind}": ""} if f"--use_{kind}" in REFUSED else {}
+    return refused | {f"--{name}": said[name] for name in ("mixed_precision", "num_processes") if name in said}
 
 
 def _name(path: str) -> str:
