@@ -63,11 +63,11 @@ def train(loaded: Loaded, *, dry_run: bool = False, extra: Extra | None = None, 
     objective = make_objective(recipe, source)
     begin = Checkpoints(out).chosen(checkpoint) if checkpoint else None
     buckets = settings.buckets(recipe, side(recipe, source, family))
+    pipeline.check(source.folder, out)
     if dry_run:
         print(outline(recipe, source, learning, holding, buckets))
         return Exit.DONE
 
-    pipeline.check(source.folder, out)
     probe(out)
     if recipe.hub.push:
         hub.make(recipe.hub.push, public=not recipe.hub.private)  # better refused now than after the run

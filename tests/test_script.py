@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +119,22 @@ def test_what_cannot_be_is_said_before_anything_is_written(
     assert main([*kept, *changed]) == code
     assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_refused_command_leaves_a_run_and_a_model_as_they_are(
+    tmp_path: Path, blank: Path, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command) == Exit.DONE
+    kept = (tmp_path / "out" / "command.toml").read_bytes()
+    assert main([*(word for word in command if "--rank" not in word), "--rank=9"]) == Exit.RECIPE
+    assert (tmp_path / "out" / "command.toml").read_bytes() == kept
+    base = tmp_path / "base"
+    shutil.copytree(blank, base)
+    before = sorted(base.rglob("*"))
+    flags = [f"--pretrained_model_name_or_path={base}", f"--output_dir={base}"]
+    assert main([*command, *flags, "--dry-run"]) == main([*command, *flags]) == Exit.RECIPE
+    assert sorted(base.rglob("*")) == before
+    assert "must stay as it is" in capsys.readouterr().err
 
 
 def test_what_a_download_leaves_is_no_picture(tmp_path: Path, command: list[str]) -> None:

@@ -18,8 +18,6 @@ from gesso.errors import Exit, RecipeError
 if TYPE_CHECKING:
     from gesso.importers.draft import Imported
 
-FILE = "command.toml"
-"""The translated recipe, in the run folder."""
 SHELLS = ("sh", "bash")
 
 
@@ -50,25 +48,20 @@ def main(words: Sequence[str]) -> int:
 
 def _train(imported: Imported, *, dry_run: bool) -> int:
     from gesso import run
-    from gesso.recipe import load
-    from gesso.storage import guard, write_bytes
+    from gesso.recipe import COMMAND, load
 
     with TemporaryDirectory(prefix="gesso-") as name:
-        path = Path(name) / FILE
+        path = Path(name) / COMMAND
         path.write_text(imported.text, encoding="utf-8")
-        loaded = load(path)
+        loaded = replace(load(path), command=imported.text)
     checkpoint = Path(imported.checkpoint) if imported.checkpoint else None
     # What is wrong with data or model is said before there is a run folder.
     run.train(loaded, dry_run=True, checkpoint=checkpoint)
     if dry_run:
         return Exit.DONE
-    out = Path(loaded.recipe.out)
-    with guard(out, what=FILE, needed=len(imported.text.encode())):
-        out.mkdir(parents=True, exist_ok=True)
-        write_bytes(out / FILE, imported.text.encode())
     code = run.train(loaded, checkpoint=checkpoint)
     if imported.kohya and code == Exit.DONE:
-        _in_kohyas_form(out, Path(imported.kohya))
+        _in_kohyas_form(Path(loaded.recipe.out), Path(imported.kohya))
     return code
 
 

@@ -26,6 +26,10 @@ __all__ = ["Loaded", "load", "save"]
 EMPTY = "must not be empty"
 
 
+COMMAND = "command.toml"
+"""The translated command, in the run folder."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loaded:
     """A recipe that can be carried out. `origins` says of every key: "default", "file" or "flag"."""
@@ -34,6 +38,8 @@ class Loaded:
     origins: Mapping[str, str]
     path: Path | None = None
     """The file it was read from."""
+    command: str = ""
+    """The recipe as it was translated from another trainer's command, with the flag behind every line."""
 
 
 def load(path: Path | None, arguments: Sequence[str] = (), defaults: Mapping[str, Any] | None = None) -> Loaded:
@@ -195,6 +201,7 @@ def _line(problem: Problem) -> float:
 def save(loaded: Loaded, folder: Path) -> None:
     """Write `recipe.toml`, what the user chose and where, and `effective.json`, every value with its origin.
 
+    A recipe translated from a command is kept as `command.toml` too, word for word.
     recipe.toml alone loads back to an equal recipe. StorageError when the folder cannot be written.
     """
     values = _flat(loaded.recipe)
@@ -206,6 +213,8 @@ def save(loaded: Loaded, folder: Path) -> None:
     )
     effective = {name: {"value": value, "origin": loaded.origins[name]} for name, value in values.items()}
     _write(folder / "recipe.toml", files.write(chosen, notes, heading))
+    if loaded.command:
+        _write(folder / COMMAND, loaded.command)
     _write(folder / "effective.json", json.dumps(effective, indent=1, ensure_ascii=False) + "\n")
 
 
