@@ -71,9 +71,10 @@ def test_swapped_prompts_teach_the_wrong_half(tmp_path: Path, monkeypatch: pytes
     true = Batches.step
 
     def swapped(self: Batches, step: int) -> Step:
-        batch, c = true(self, step)
+        ((batch, c),) = true(self, step)
         half = len(batch) // 2
-        return replace(batch, cond={name: np.roll(value, half, axis=0) for name, value in batch.cond.items()}), c
+        rolled = {name: np.roll(value, half, axis=0) for name, value in batch.cond.items()}
+        return ((replace(batch, cond=rolled), c),)
 
     monkeypatch.setattr(Batches, "step", swapped)
     found = taught(tmp_path, **PRIOR)

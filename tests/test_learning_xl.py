@@ -126,9 +126,9 @@ def test_a_shuffled_condition_tells_nothing(
     true = Batches.step
 
     def shuffled(self: Batches, step: int) -> Step:
-        batch, c = true(self, step)
+        ((batch, c),) = true(self, step)
         order = permutation(0, "shuffled condition", step, len(batch))
-        return replace(batch, cond={**batch.cond, told_by: batch.cond[told_by][order]}), c
+        return ((replace(batch, cond={**batch.cond, told_by: batch.cond[told_by][order]}), c),)
 
     monkeypatch.setattr(Batches, "step", shuffled)
     own, exchanged = at_the_noisiest(tmp_path, blank_xl, told_by, monkeypatch)
