@@ -94,6 +94,17 @@ class Checkpoints:
             skipped.append(f"{folder.name} (step {step}) was skipped: {problems[0]}")
         return None, skipped
 
+    def whole(self) -> tuple[list[Checkpoint], list[str]]:
+        """All that verify, by rising step, and a sentence for each that does not."""
+        found, skipped = [], []
+        for _, folder in sorted(self._numbered().items()):
+            problems = verify(folder)
+            if problems:
+                skipped.append(f"{folder.name} is damaged and left out: {problems[0]}")
+            else:
+                found.append(_read(folder))
+        return found, skipped
+
     def chosen(self, folder: Path) -> Checkpoint:
         """The checkpoint in `folder`, of this run or of another; raises StorageError where it is none, or damaged.
 

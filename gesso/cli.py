@@ -31,6 +31,7 @@ VERBS = {
     "train": "carry out a recipe, or go on with a run where it stopped",
     "generate": "draw pictures with a model, a run or a checkpoint",
     "compare": "the same prompts and seeds by several models, side by side on a page",
+    "pick": "which checkpoint of a run to keep, and why",
     "inspect": "say what a model file is, without running anything of it",
     "convert": "rewrite a model or LoRA file in another form",
     "export": "write what was trained in a form that other programs load, and check it",

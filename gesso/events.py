@@ -84,6 +84,8 @@ class Validated(Event):
     pictures: int
     by_timestep: dict[int, float] = field(default_factory=dict)
     error_by_timestep: dict[int, float] = field(default_factory=dict)
+    by_picture: list[float] = field(default_factory=list)
+    """Each held-out picture's loss, by its row: what two measurements share, their difference does not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

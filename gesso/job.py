@@ -94,14 +94,14 @@ class Job:
         chunks = self.recipe.train.caption_chunks
         self.engine.load(self.source.folder, self.family, parts=parts, scheduler=scheduler, chunks=chunks)
 
-    def attach(self) -> Trainable:
-        """What the recipe trains, made trainable."""
+    def attach(self, *, keep_base: bool = False) -> Trainable:
+        """What the recipe trains, made trainable; `keep_base` also where the recipe itself needs no teacher."""
         recipe = self.recipe
         return self.engine.attach(
             settings.adapter(recipe, self.family),
             settings.optim(recipe),
             settings.tokens(recipe),
-            keep_base=bool(recipe.prior.prompt) and recipe.prior.kind == "teacher",
+            keep_base=keep_base or (bool(recipe.prior.prompt) and recipe.prior.kind == "teacher"),
         )
 
     def class_records(self, instances: Sequence[Record], progress: prior.Progress) -> Sequence[Record]:
@@ -277,18 +277,29 @@ def create_engine(recipe: Recipe) -> Engine:
     """The engine that the recipe names: gesso/engines/<name>/engine.py."""
     try:
         module = import_module(f"gesso.engines.{recipe.engine}.engine")
-    except ModuleNotFoundError as error:
-        if recipe.engine != "torch" or str(error.name).startswith("gesso"):
+    except (ImportError, OSError, RuntimeError) as error:  # PyTorch and diffusers turn the first into the others
+        if recipe.engine != "torch" or str(getattr(error, "name", "")).startswith("gesso"):
             raise
-        raise DeviceError(
-            f'engine = "torch" needs {error.name}, which is not installed here',
-            todo=f'pip install {error.name}, or set engine = "mindspore" where MindSpore is installed',
-        ) from error
+        raise _without_torch(error) from error
     train = recipe.train
+    options = recipe.mindspore if recipe.engine == "mindspore" else recipe.torch
     made = module.create(
-        recipe.torch, device=train.device, precision=train.precision, checkpointing=train.gradient_checkpointing
+        options, device=train.device, precision=train.precision, checkpointing=train.gradient_checkpointing
     )
     return cast(Engine, made)
+
+
+def _without_torch(error: Exception) -> DeviceError:
+    """What to say where PyTorch's libraries are not here, or not in versions that go together."""
+    other = 'set engine = "mindspore" where MindSpore is installed'
+    if isinstance(error, ModuleNotFoundError):
+        what = f'engine = "torch" needs {error.name}, which is not installed here'
+        return DeviceError(what, todo=f"pip install {error.name}, or {other}")
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return DeviceError(
+        f'engine = "torch": its libraries do not go together here: {first}',
+        todo=f"`gesso doctor` names what is wrong; or {other}",
+    )
 
 
 def make_objective(recipe: Recipe, source: ModelSource) -> Objective:

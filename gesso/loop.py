@@ -132,7 +132,8 @@ def validate(plan: Plan, step: int) -> Validated:
         for row, timestep, error in zip(batch.ids, timesteps, found, strict=True):
             errors.setdefault(int(row), []).append(float(error))
             levels.setdefault(int(timestep), []).append(float(error))
-    loss, error = _mean([float(np.mean(found)) for found in errors.values()])
+    by_picture = [float(np.mean(errors[row])) for row in sorted(errors)]
+    loss, error = _mean(by_picture)
     by_level = {timestep: _mean(found) for timestep, found in sorted(levels.items())}
     return Validated(
         step=step,
@@ -141,6 +142,7 @@ def validate(plan: Plan, step: int) -> Validated:
         pictures=len(errors),
         by_timestep={timestep: mean for timestep, (mean, _) in by_level.items()},
         error_by_timestep={timestep: error for timestep, (_, error) in by_level.items()},
+        by_picture=by_picture,
     )
 
 

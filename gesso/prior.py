@@ -69,7 +69,7 @@ def taught(prior: Prior, instances: Sequence[Record]) -> list[Record]:
 
     Half of what is drawn for them is the class prompt, the rest other captions: the file's, or everyday ones.
     """
-    others = [each for each in _other_captions(prior) if each != prior.prompt]
+    others = [each for each in other_captions(prior) if each != prior.prompt]
     captions = (*(prior.prompt for _ in others), *others) or (prior.prompt,)
     once = {record.place: record for record in instances}
     return [
@@ -84,7 +84,8 @@ def taught(prior: Prior, instances: Sequence[Record]) -> list[Record]:
     ]
 
 
-def _other_captions(prior: Prior) -> list[str]:
+def other_captions(prior: Prior) -> list[str]:
+    """What has nothing to do with the lesson: the captions of the recipe's file, or everyday ones."""
     path = Path(prior.captions) if prior.captions else Path(str(files("gesso.data") / "everyday.txt"))
     return list(dict.fromkeys(lines(path, "prior.captions")))
 

@@ -30,7 +30,7 @@ from gesso.job import Job, create_engine, make_objective, side
 from gesso.listeners import Listeners, check_track
 from gesso.models import ModelSource
 from gesso.recipe import Loaded, save
-from gesso.report import page
+from gesso.report import page, shown
 from gesso.results import Results
 from gesso.schema import Recipe
 from gesso.stop import Stop
@@ -80,7 +80,8 @@ def train(loaded: Loaded, *, dry_run: bool = False, extra: Extra | None = None, 
         engine = create_engine(recipe)
         job = Job(recipe=recipe, out=out, source=base, family=family, objective=objective, engine=engine)
         last = carry_out(loaded, job, learning, holding, listeners, stop, begin)
-        report = page.write(out, extra=extra(out, listeners) if extra and isinstance(last, Finished) else ())
+        told = extra(out, listeners) if extra and isinstance(last, Finished) else ()
+        report = page.write(out, extra=told, pictures=shown.packed(learning))
         listeners.say(f"report: {report}")
         if recipe.hub.push and isinstance(last, Finished):
             listeners.say(f"on the Hub: {hub.push_run(out, recipe.hub, last.files)}")

@@ -131,7 +131,7 @@ def size(folder: Path) -> int:
 
 
 def test_room_on_the_disk_is_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = disk.Disk(checkpoint=10**9, checkpoints=4, result=10**8, samples=10**6, cache=10**9)
+    wanted = disk.Disk(checkpoint=10**9, checkpoints=4, result=10**8, samples=10**6, page=0, cache=10**9)
     free = [0]
     monkeypatch.setattr("gesso.forecast.disk.free_bytes", lambda _: free[0])
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +12,14 @@ from made_run import GROUNDS, kite
 from PIL import Image
 
 from gesso import keys
+from gesso.data.places import Member
+from gesso.data.record import Record
 from gesso.errors import DataError
-from gesso.report import curve, outcome
+from gesso.report import cells, curve, grid, levels, loss, outcome, page, reading, shown
 from gesso.report.contact import sheet
 from gesso.report.html import Markup, element
 from gesso.report.pictures import embed
+from gesso.report.section import Section, Verdict
 
 
 def found(train: list[float], held_out: list[float], error: float = 0.001) -> curve.Losses:
@@ -51,7 +56,7 @@ def test_the_curve_is_finite_whatever_the_losses() -> None:
         found([0.1, float("nan"), 0.3, float("nan"), 0.2], [0.2, float("nan")]),
         found(list(keys.generator(0, "long").normal(1, 0.1, 20_000)), [1.0]),
     ):
-        drawn = curve.curve(losses, width=1080, height=400, name="wide")
+        drawn = curve.curve(losses, width=1080, height=400, name="wide", unit="loss", span=losses.span)
         assert "nan" not in drawn
         assert "inf" not in drawn
         assert len(drawn) < 60_000
@@ -108,3 +113,67 @@ def test_contact_sheet_places_pictures_exactly() -> None:
 def test_elements_escape_everything_but_markup() -> None:
     made = element("a", "<b>", Markup("<i></i>"), title='"&', hidden=True, id=None)
     assert made == '<a title="&quot;&amp;" hidden>&lt;b&gt;<i></i></a>'
+
+
+def test_a_grid_keeps_every_prompt_before_a_second_seed_and_every_checkpoint() -> None:
+    rows = [(f"prompt {number}", seed) for number in range(50) for seed in range(4)]
+    kept = cells.rows_that_fit(rows, 3)
+    assert len(kept) == 72
+    assert {prompt for prompt, _ in kept} == {prompt for prompt, _ in rows}
+    assert kept == sorted(kept, key=rows.index)
+    assert [len(cells.rows_that_fit(rows, columns)) for columns in (1, 9, 1000)] == [200, 24, 1]
+    steps = list(range(0, 1001, 50))
+    columns = grid.chosen_steps(steps, {350, 850, 900})
+    assert len(columns) == cells.COLUMNS
+    assert {0, 350, 850, 900, 1000} <= set(columns)
+    assert columns == sorted(set(columns))
+    assert grid.chosen_steps([0, 5, 10], {5}) == [0, 5, 10]
+    assert len(grid.chosen_steps(steps, set(steps))) == cells.COLUMNS
+    assert [cells.size(count) for count in (1, 48, 49, 216, 9999)] == [512, 512, 320, 256, 256]
+
+
+def test_a_weighted_loss_stands_apart_from_the_held_out_one() -> None:
+    losses = found([0.02, 0.01] * 6, [0.2, 0.1])
+    plain = loss.section(reading.Run(folder=Path(), values={"objective.weighting": "uniform"}), losses)
+    weighted = loss.section(reading.Run(folder=Path(), values={"objective.weighting": "min_snr"}), losses)
+    assert plain is not None
+    assert weighted is not None
+    assert [drawn.count('class="curve ') for drawn in (plain, weighted)] == [2, 4]
+    assert plain.count(">mean squared error<") == 2
+    assert (weighted.count(">mean squared error<"), weighted.count(">weighted loss<")) == (2, 2)
+    for drawn in (plain, weighted):
+        assert drawn.count('class="raw"') == 2
+        assert drawn.count('class="error"') == 4
+        ids = re.findall(r'id="(.*?)"', drawn)
+        assert len(set(ids)) == len(ids)
+    alone = loss.section(reading.Run(folder=Path(), values={"objective.loss": "huber"}), found([0.1] * 9, []))
+    assert alone is not None
+    assert "validate.holdout = 0.1" in alone
+    assert ">mean squared error<" not in alone
+
+
+def test_pictures_in_archives_come_along(tmp_path: Path) -> None:
+    Image.fromarray(kite(GROUNDS[1], 1.0, 1, side=300)).save(tmp_path / "plain.png")
+    with tarfile.open(tmp_path / "some.tar", "w") as archive:
+        archive.add(tmp_path / "plain.png", "inside.png")
+    with tarfile.open(tmp_path / "some.tar") as archive:
+        at = archive.getmember("inside.png").offset_data
+    inner = Member("inside.png", at, (tmp_path / "plain.png").stat().st_size)
+    lying = Record(path=tmp_path / "some.tar", inner=inner, captions=("a kite",))
+    gone = Record(path=tmp_path / "some.tar", inner=Member("gone.png", 1 << 40, 5), captions=())
+    found = shown.packed([lying, Record(path=tmp_path / "plain.png", captions=()), gone])
+    assert [(each.file, each.captions) for each in found] == [(f"{tmp_path}/some.tar/inside.png", ("a kite",))]
+    assert np.array_equal(found[0].picture, kite(GROUNDS[1], 1.0, 1, side=300))
+
+
+def test_a_value_is_as_exact_as_its_error() -> None:
+    measured = [(0.70034, 0.049), (0.0053478, 0.00163), (1.0699, 0.0172), (12.3, 3.4)]
+    said = [re.sub("<.*?>", "", levels._with_error(*each)) for each in measured]
+    assert said == ["0.700 ± 0.049", "0.0053 ± 0.0016", "1.070 ± 0.017", "12.3 ± 3.4"]
+
+
+def test_measurements_stay_on_the_page_when_it_is_written_again(tmp_path: Path) -> None:
+    verdict = Verdict(rows=[("a bear", "0 of 12", "12 of 12", True)], sentence="It learned what it was shown.")
+    first = page.write(tmp_path, extra=[Section("Measured", verdict)]).read_text(encoding="utf-8")
+    assert "12 of 12" in first
+    assert page.write(tmp_path).read_text(encoding="utf-8") == first

@@ -217,13 +217,13 @@ def _shrink(image: Image.Image, wanted: Sequence[Transform]) -> int:
     return by
 
 
-def sketch(path: Place) -> Picture:
+def sketch(path: Place, side: int = SKETCH) -> Picture:
     """The picture at `path` in small, as `load` gives it: JPEG at up to an eighth of its size, in little time.
 
-    Its shorter side remains at least SKETCH pixels where it had as many. Raises DataError.
+    Its shorter side remains at least `side` pixels where it had as many. Raises DataError.
     """
     with opened(contents(path), path) as image:
-        image.draft(None, (SKETCH, SKETCH))
+        image.draft(None, (side, side))
         image.load()
         return np.asarray(colours.converted(*colours.flattened(_upright(image), [])))
 

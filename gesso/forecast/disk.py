@@ -1,7 +1,7 @@
 """Bytes that a run will write, from shapes alone.
 
 checkpoint = 4·trained + optimiser + 4·trained if averaged + one header per file
-at most    = (keep + 1)·checkpoint, for a new one is whole before an old one goes, + result + samples + cache
+at most    = (keep + 1)·checkpoint, for a new one is whole before an old one goes, + result + samples + page + cache
 """
 
 from __future__ import annotations
@@ -20,12 +20,16 @@ from gesso.families.family import Family
 from gesso.forecast.sizes import Shape, Sizes, folder, numbers
 from gesso.formats import pipeline
 from gesso.models import ModelSource
+from gesso.report import shown
 from gesso.schema import Recipe
 from gesso.storage import amount, free_bytes
 
 FLOAT = 4
 LARGE, BLOCK, MAP = 4096, 256, 2 * 256 * FLOAT
 """bitsandbytes: values from which a tensor has 8-bit states, values that share a scale, bytes of two code tables."""
+
+PAGE, THUMB = 50_000, 20_000
+"""The run's page without pictures, and a training picture on it; drawn ones count threefold in samples."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,13 +40,14 @@ class Disk:
     checkpoints: int
     result: int
     samples: int
+    page: int
     cache: int
     """Latents and captions of all pictures, whether or not some of them are there already."""
 
     @property
     def out(self) -> int:
         """What the run folder takes at the most."""
-        return self.checkpoints * self.checkpoint + self.result + self.samples
+        return self.checkpoints * self.checkpoint + self.result + self.samples + self.page
 
     @property
     def total(self) -> int:
@@ -75,6 +80,7 @@ def disk(
         checkpoints=min(saved, recipe.save.keep + 1),
         result=own + (_others(source, recipe) if recipe.adapter.kind == "none" else 0),
         samples=_samples(recipe, side),
+        page=PAGE + THUMB * (min(pictures, shown.FEW) + min(pictures, shown.MANY)),
         cache=sum(count * latent_bytes(shape) for shape, count in latents.items())
         + (pictures * PICTURE if latents else 0)
         + (len(_files(source, sizes.base)) * HASH if latents or captions else 0)

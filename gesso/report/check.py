@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from itertools import groupby
 
 from gesso.data import images
@@ -12,12 +11,13 @@ from gesso.data.buckets import Bucket
 from gesso.data.examine.finding import KINDS, LEVELS, Finding, shown
 from gesso.data.places import Place
 from gesso.errors import DataError
-from gesso.report.html import Markup, element, join
-from gesso.report.pictures import embed
+from gesso.report.cells import button
+from gesso.report.document import document
+from gesso.report.html import Markup, element, join, scroll
 
 MARK = "gesso check"
 """Who made the page; `gesso check` overwrites no other."""
-LARGEST = 160
+LARGEST = 256
 """Pixels of a thumbnail's longer side."""
 THUMBS = 6
 """Pictures shown with one finding."""
@@ -64,12 +64,11 @@ def page(content: Content) -> str:
             thumbs[place] = _thumb(place)
         return thumbs.get(place)
 
-    body = element(
-        "body",
+    body = join(
         element(
             "header",
             element("p", MARK, class_="eyebrow"),
-            element("h1", shown(content.name)),
+            element("h1", *_path(shown(content.name))),
             element("p", content.verdict, class_="verdict good" if content.good else "verdict bad"),
             element("p", _counted(content.findings), class_="state"),
         ),
@@ -82,23 +81,15 @@ def page(content: Content) -> str:
         ),
         element("footer", element("p", "Written by gesso. Nothing in the data was changed, and nothing was uploaded.")),
     )
-    return "<!doctype html>\n" + element("html", _head(content.name), body, lang="en") + "\n"
+    return document(shown(content.name), body, styles=("check.css",), maker=MARK)
 
 
-def _head(name: str) -> Markup:
-    sheets = (files("gesso.report").joinpath(file).read_text(encoding="utf-8") for file in ("style.css", "check.css"))
-    style = Markup("".join(sheets))
-    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-    return element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", name="generator", content=MARK),
-        element("meta", http_equiv="Content-Security-Policy", content=policy),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", name="color-scheme", content="light dark"),
-        element("title", f"{shown(name)} · {MARK}"),
-        element("style", style),
-    )
+def _path(name: str) -> Iterator[object]:
+    """A name that may be broken behind its slashes."""
+    for part in name.split("/")[:-1]:
+        yield f"{part}/"
+        yield element("wbr")
+    yield name.rpartition("/")[2]
 
 
 def _counted(findings: Sequence[Finding]) -> str:
@@ -142,14 +133,9 @@ def _finding(finding: Finding, thumb: Thumb) -> Markup:
 
 def _thumb(place: Place) -> Markup | None:
     try:
-        found = embed(images.sketch(place), largest=LARGEST)
+        return button(images.sketch(place, LARGEST), shown(str(place)), LARGEST)
     except DataError:
         return None  # that it cannot be read is what the finding says
-    if found is None:
-        return None
-    return element(
-        "img", src=found.uri, width=found.width, height=found.height, alt="", title=shown(str(place)), loading="lazy"
-    )
 
 
 def _plan(content: Content) -> Markup | None:
@@ -178,8 +164,8 @@ def _buckets(buckets: Sequence[Bucket]) -> Markup | None:
         for bucket in buckets
     )
     head = element("thead", element("tr", *(element("th", name, scope="col") for name in names)))
-    table = element("table", head, element("tbody", *rows), class_="levels")
-    return join(element("h3", "Sizes"), element("div", table, class_="scroll", tabindex="0"))
+    table = element("table", head, element("tbody", *rows), class_="buckets")
+    return join(element("h3", "Sizes"), scroll(table, "Sizes"))
 
 
 def _bar(share: float) -> Markup:

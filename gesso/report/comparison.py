@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from gesso.errors import DataError
-from gesso.formats import png
+from gesso.report.cells import cell, rows_that_fit, size
 from gesso.report.document import document
-from gesso.report.grid import picture
-from gesso.report.html import element, join
+from gesso.report.html import element, join, scroll
 
 Cells = Mapping[tuple[str, int], Path]
 """The pictures of one column, by prompt and seed."""
@@ -21,15 +19,17 @@ def page(name: str, how: str, rows: Sequence[tuple[str, int]], names: Sequence[s
     how: in words, what all pictures have in common.
     """
     head = element("tr", element("th", "Prompt", scope="col"), *(element("th", name, scope="col") for name in names))
-    several = len({seed for _, seed in rows}) > 1
+    kept = rows_that_fit(rows, len(names))
+    largest = size(len(kept) * len(names))
     lines = []
-    for prompt, seed in rows:
-        note = element("small", f"seed {seed}") if several else None
+    for prompt, seed in kept:
         drawn = (
-            element("td", picture(column.get((prompt, seed)), f"{prompt}, {label}"), data_step=label)
+            element("td", cell(column.get((prompt, seed)), f"{prompt}, seed {seed}, {label}", largest), data_step=label)
             for label, column in zip(names, cells, strict=True)
         )
-        lines.append(element("tr", element("th", element("q", prompt), note, scope="row"), *drawn))
+        words = element("q", prompt, class_="words")
+        lines.append(element("tr", element("th", words, element("small", f"seed {seed}"), scope="row"), *drawn))
+    less = f" {len(rows) - len(kept)} of {len(rows)} rows are left out for the page's size; the folders have them."
     table = element("table", element("thead", head), element("tbody", *lines), class_="grid")
     body = join(
         element(
@@ -37,31 +37,19 @@ def page(name: str, how: str, rows: Sequence[tuple[str, int]], names: Sequence[s
             element("p", "gesso compare", class_="eyebrow"),
             element("h1", " · ".join(names) if len(names) <= 3 else f"{len(names)} models"),
             element(
-                "p", "Each row is one prompt with one seed: only the model differs from left to right.", class_="lead"
+                "p",
+                "Each row is one prompt with one seed: only the model differs from one picture to the next.",
+                less if len(kept) < len(rows) else None,
+                class_="lead",
             ),
             element("p", how, class_="state"),
         ),
         element(
             "main",
-            element(
-                "div", table, class_="scroll", tabindex="0", role="region", aria_label="Pictures by prompt and model"
-            ),
+            scroll(table, "Pictures by prompt and model"),
         ),
         element(
             "footer", element("p", "Written by gesso. Each picture file says how it was made. Nothing was uploaded.")
         ),
     )
-    return document(name, body)
-
-
-def by_prompt_and_seed(folder: Path) -> dict[tuple[str, int], Path]:
-    """The pictures in a folder by what they say of themselves, the last one of a prompt and a seed."""
-    found = {}
-    for file in sorted(folder.glob("*.png")):
-        try:
-            data = png.read(file)
-        except DataError:
-            continue
-        if "prompt" in data and "seed" in data:
-            found[str(data["prompt"]), int(data["seed"])] = file
-    return found
+    return document(name, body, maker="gesso compare")

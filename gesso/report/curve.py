@@ -11,6 +11,8 @@ from gesso.arrays import Float64, Int64
 from gesso.report.html import Markup, element, join
 
 MOST_POINTS = 700
+Span = tuple[float, float]
+"""First and last step of a drawing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +28,13 @@ class Losses:
     @property
     def any(self) -> bool:
         return bool(np.isfinite(self.train).any() or np.isfinite(self.held_out).any())
+
+    @property
+    def span(self) -> Span:
+        """The steps from 0, or the first, to the last."""
+        steps = np.concatenate([self.steps, self.checked]).astype(float)
+        first = min(float(steps.min()), 0.0)
+        return first, max(float(steps.max()), first + 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,24 +61,29 @@ class Frame:
         return self.height - self.bottom - share * (self.height - self.bottom - self.top)
 
 
-def curve(losses: Losses, *, width: int, height: int, name: str) -> Markup:
-    """The drawing, as wide as its place allows; colours come from the page's style."""
-    frame = _frame(losses, width, height)
+def curve(losses: Losses, *, width: int, height: int, name: str, unit: str, span: Span) -> Markup:
+    """The drawing, as wide as its place allows; colours come from the page's style.
+
+    name: its classes, which no other drawing of the page has together. unit: what the vertical axis says. span: what
+    the horizontal one shows.
+    """
+    frame = _frame(losses, width, height, span)
+    clipping = f"clip-{name.replace(' ', '-')}"
     inside = {"x": frame.left - 6, "y": frame.top, "width": width - frame.left - frame.right + 12}
-    clip = element("clipPath", element("rect", **inside, height=height - frame.top - frame.bottom), id=f"clip-{name}")
+    clip = element("clipPath", element("rect", **inside, height=height - frame.top - frame.bottom), id=clipping)
     kept = np.isfinite(losses.train)
     steps, train = losses.steps[kept], losses.train[kept]
     drawn = [
-        _line(frame, *thinned(steps, train), "raw"),
+        _line(frame, *thinned(steps, train), "raw") if len(train) else None,
         _line(frame, *thinned(steps, smoothed(train)), "smooth") if len(train) > 4 else None,
         *_held_out(frame, losses),
     ]
     return element(
         "svg",
-        element("title", "Loss by optimiser step"),
+        element("title", f"Loss by optimiser step, {_summary(losses)}"),
         element("defs", clip),
-        *_axes(frame),
-        element("g", *drawn, clip_path=f"url(#clip-{name})"),
+        *_axes(frame, unit),
+        element("g", *drawn, clip_path=f"url(#{clipping})"),
         viewBox=f"0 0 {width} {height}",
         class_=f"curve {name}",
         role="img",
@@ -103,7 +117,21 @@ def ticks(low: float, high: float, count: int) -> list[float]:
     return [round(number * pitch, 12) for number in range(first, last + 1)]
 
 
-def _frame(losses: Losses, width: int, height: int) -> Frame:
+def _summary(losses: Losses) -> str:
+    """The course in words, for those who do not see the drawing."""
+    told = []
+    for what, steps, values in (
+        ("training", losses.steps, losses.train),
+        ("held-out", losses.checked, losses.held_out),
+    ):
+        kept = np.isfinite(values)
+        if kept.any():
+            course, at = smoothed(values[kept]) if what == "training" else values[kept], steps[kept]
+            told.append(f"{what} {course[0]:.3g} at step {at[0]:,}, {course[-1]:.3g} at step {at[-1]:,}")
+    return "; ".join(told)
+
+
+def _frame(losses: Losses, width: int, height: int, span: Span) -> Frame:
     train = losses.train[np.isfinite(losses.train)]
     held = np.isfinite(losses.held_out)
     errors = np.nan_to_num(losses.errors[held])
@@ -115,9 +143,7 @@ def _frame(losses: Losses, width: int, height: int) -> Frame:
     low, high = float(values.min()), float(values.max())
     room = (high - low or abs(high) or 1.0) * 0.08
     low = 0.0 if 0 <= low < 0.3 * high else low - room
-    steps = np.concatenate([losses.steps, losses.checked]).astype(float)
-    first, last = min(float(steps.min()), 0.0), float(steps.max())
-    return Frame(width=width, height=height, first=first, last=max(last, first + 1), low=low, high=high + room)
+    return Frame(width=width, height=height, first=span[0], last=span[1], low=low, high=high + room)
 
 
 def _line(frame: Frame, steps: Int64, values: Float64, kind: str) -> Markup:
@@ -127,7 +153,7 @@ def _line(frame: Frame, steps: Int64, values: Float64, kind: str) -> Markup:
 
 def _held_out(frame: Frame, losses: Losses) -> list[Markup]:
     kept = np.isfinite(losses.held_out)
-    drawn = [_line(frame, losses.checked[kept], losses.held_out[kept], "held-line")]
+    drawn = [_line(frame, losses.checked[kept], losses.held_out[kept], "held-line")] if kept.any() else []
     for step, loss, error in zip(losses.checked[kept], losses.held_out[kept], losses.errors[kept], strict=True):
         x, y = frame.x(step), frame.y(loss)
         if np.isfinite(error) and error > 0:
@@ -139,7 +165,7 @@ def _held_out(frame: Frame, losses: Losses) -> list[Markup]:
     return drawn
 
 
-def _axes(frame: Frame) -> list[Markup]:
+def _axes(frame: Frame, unit: str) -> list[Markup]:
     right, base = frame.width - frame.right, frame.height - frame.bottom
     drawn = []
     losses = ticks(frame.low, frame.high, 6)
@@ -159,5 +185,5 @@ def _axes(frame: Frame) -> list[Markup]:
         join(*drawn),
         element("line", x1=frame.left, x2=right, y1=base, y2=base, class_="base"),
         element("text", "optimiser steps", x=(frame.left + right) / 2, y=frame.height - 8, class_="unit"),
-        element("text", "mean squared error", transform=turned, class_="unit"),
+        element("text", unit, transform=turned, class_="unit"),
     ]

@@ -10,17 +10,25 @@ from importlib.resources import files
 from gesso.report.html import Markup, element
 
 
-def document(name: str, body: Markup, *, styles: Sequence[str] = ()) -> str:
+def document(name: str, body: Markup, *, styles: Sequence[str] = (), maker: str = "gesso") -> str:
     """The document `name` around `body`; a picture in a button of class zoom is enlarged when it is clicked.
 
-    styles: further files beside style.css.
+    styles: further files beside style.css. maker: who made it, in the title and for programs.
     """
-    dialog = element("dialog", element("img", alt=""), element("p"), id="zoom", aria_label="Enlarged picture")
-    inner = element("body", body, dialog, element("script", Markup(_SCRIPT)))
-    return "<!doctype html>\n" + element("html", _head(name, styles), inner, lang="en") + "\n"
+    inner = element("body", body, _zoom(), element("script", Markup(_SCRIPT)))
+    return "<!doctype html>\n" + element("html", _head(name, styles, maker), inner, lang="en") + "\n"
 
 
-def _head(name: str, styles: Sequence[str]) -> Markup:
+def _zoom() -> Markup:
+    """Where a picture is enlarged; zoom.js fills it."""
+    turns = (("back", "Picture before (left arrow)", "←"), ("on", "Next picture (right arrow)", "→"))
+    buttons = [element("button", sign, type="button", class_=name, aria_label=label) for name, label, sign in turns]
+    close = element("button", "Close", type="button", class_="close", autofocus=True)
+    below = element("div", element("p", aria_live="polite"), element("div", *buttons, close, class_="turns"))
+    return element("dialog", element("img", alt=""), below, id="zoom", aria_label="Enlarged picture")
+
+
+def _head(name: str, styles: Sequence[str], maker: str) -> Markup:
     style = "".join(_file(each) for each in ("style.css", *styles))
     allowed = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
     # the browser itself is told to fetch nothing and to run only this page's own script
@@ -28,10 +36,11 @@ def _head(name: str, styles: Sequence[str]) -> Markup:
     return element(
         "head",
         element("meta", charset="utf-8"),
+        element("meta", name="generator", content=maker),
         element("meta", http_equiv="Content-Security-Policy", content=policy),
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
         element("meta", name="color-scheme", content="light dark"),
-        element("title", f"{name} · gesso"),
+        element("title", f"{name} · {maker}"),
         element("style", Markup(style)),
     )
 

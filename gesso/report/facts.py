@@ -13,7 +13,7 @@ from gesso.formats import embeddings, usage
 from gesso.formats.adapter import LORAS
 from gesso.formats.peft import KINDS
 from gesso.models import scheduler_changes
-from gesso.report.html import Markup, element, join
+from gesso.report.html import Markup, element, join, scroll
 from gesso.report.reading import Run
 from gesso.schema import ObjectiveTable
 from gesso.trackers.status import duration
@@ -49,17 +49,42 @@ def use(run: Run) -> Markup | None:
     else:
         which = element("p", "The result will be in ", _code(place), " once the run has finished.")
     words = element("p", "Words to use: ", element("q", trigger)) if run.values.get("data.0.prompt") else None
+    kept = _kept(run)
+    which_states = "Earlier states" if result else "Checkpoints so far"
+    earlier = element("p", f"{which_states}, each of which can stand in its place: ", *kept, ".") if kept else None
     return element(
         "section",
         element("h2", "How to use it"),
         which,
         words,
+        earlier,
         element("h3", "On the command line"),
         _snippet(shell),
+        *_other_programs(run, place, bool(result)),
         element("h3", "In Python, with diffusers"),
         _snippet(_python(run, place, trigger)),
         class_="use",
     )
+
+
+def _other_programs(run: Run, place: str, finished: bool) -> Iterable[Markup]:
+    """The commands that write the forms most other programs read, where there are such."""
+    kind = str(run.values.get("adapter.kind", ""))
+    form = {"none": "single", **dict.fromkeys(("lora", "dora", "loha", "lokr"), "kohya")}.get(kind)
+    wanted = [(form, f"{run.name}.safetensors")] if form else []
+    wanted += [("a1111", f"{run.name}-words")] if "tokens.0.name" in run.values else []
+    if finished and wanted:
+        lines = [f"gesso export {shlex.quote(place)} --to {form} --out {shlex.quote(out)}" for form, out in wanted]
+        yield element("h3", "For A1111, Forge and ComfyUI")
+        yield _snippet("\n".join(lines))
+
+
+def _kept(run: Run) -> list[object]:
+    """The checkpoints that are there; not that of the last step of a finished run, which is the result."""
+    steps = sorted({int(event["step"]) for event in run.of("saved")})
+    steps = steps[:-1] if run.last.get("event") == "finished" else steps
+    there = [f"checkpoint-{step}" for step in steps if (run.folder / f"checkpoint-{step}").is_dir()]
+    return _between([_code(f"{run.place}/{name}") for name in there], ", ")
 
 
 def recipe(run: Run) -> Markup | None:
@@ -80,7 +105,7 @@ def recipe(run: Run) -> Markup | None:
     head = element("tr", *(element("th", name, scope="col") for name in ("Key", "Value", "From")))
     table = element("table", element("thead", head), element("tbody", *rows), class_="recipe")
     summary = element("summary", "The recipe", element("small", f" {len(chosen)} of {len(run.values)} values chosen"))
-    return element("section", element("details", summary, element("div", table, class_="scroll", tabindex="0")))
+    return element("section", element("details", summary, scroll(table, "The recipe")))
 
 
 def warnings(run: Run) -> Markup | None:
@@ -105,7 +130,8 @@ def _facts(run: Run) -> Iterable[tuple[str, str | None]]:
     resolution = values.get("train.resolution")
     yield "Resolution", f"{resolution} by {resolution} px" if resolution else None
     yield "Seed", _text(values.get("seed"))
-    yield "Pictures", _count(started.get("pictures", len(run.shown) or None))
+    yield "Training pictures", _count(started.get("pictures", len(run.shown) or None))
+    yield "Held-out pictures", _count(run.latest("validated").get("pictures") or None)
     yield "Class pictures", None if _taught_class(run) else _count(started.get("class_pictures") or None)
     yield "Trainable parameters", _count(started.get("trainable") or None)
     yield "Device", _text(run.environment.get("device"))
@@ -153,11 +179,13 @@ def _taught_class(run: Run) -> bool:
 
 
 def _trigger(run: Run) -> str:
-    """The words that call up what was learned: the one prompt of all pictures, else a prompt that was sampled."""
+    """The words that call up what was learned: the one prompt of all pictures, else a prompt that is sampled."""
     if prompt := run.values.get("data.0.prompt"):
         return str(prompt)
     if run.drawn:
         return run.drawn[0].prompt
+    if prompts := run.values.get("sample.prompts"):
+        return str(prompts[0])
     return next((caption for shown in run.shown for caption in shown.captions), "")
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from gesso.report.html import Markup, element, join
+from gesso.report.html import Markup, element, join, scroll
 from gesso.report.reading import Event, Run
 
 
@@ -51,22 +51,24 @@ def table(run: Run) -> Markup | None:
     if not found:
         return None
     first, last = (run.of("validated")[at]["step"] for at in (0, -1))
-    names = ("Timestep", "Before" if first == 0 else f"Step {first:,}", f"Step {last:,}", "Change")
+    before, now = "Before" if first == 0 else f"Step {first:,}", f"Step {last:,}"
+    names = ("Timestep", before, now, "Change")
     head = element("tr", *(element("th", name, scope="col") for name in names))
     rows = (
         element(
             "tr",
-            element("th", f"{level.timestep:,}", scope="row"),
-            element("td", _with_error(level.before, level.before_error)),
-            element("td", _with_error(level.now, level.now_error)),
+            element("th", f"{level.timestep:,}", scope="row", data_label="timestep"),
+            element("td", _with_error(level.before, level.before_error), data_label=before.lower()),
+            element("td", _with_error(level.now, level.now_error), data_label=now.lower()),
             element("td", *_change(level)),
         )
         for level in found
     )
     return join(
         element("h3", "Held-out loss by noise level"),
-        element(
-            "div", element("table", element("thead", head), element("tbody", *rows), class_="levels"), class_="scroll"
+        scroll(
+            element("table", element("thead", head), element("tbody", *rows), class_="levels"),
+            "Held-out loss by noise level",
         ),
         element(
             "p",
@@ -84,9 +86,11 @@ def _numbers(event: Event, name: str) -> dict[int, float]:
 
 
 def _with_error(value: float, error: float) -> Markup:
-    """A value as exact as its error allows."""
-    number = element("span", f"{value:.3g}", class_="number")
-    return join(number, element("small", f" ± {error:.2g}")) if error > 0 else number
+    """A value as exact as its error allows: as far as the error's second digit."""
+    if error <= 0:
+        return element("span", f"{value:.3g}", class_="number")
+    decimals = max(1 - math.floor(math.log10(error)), 0)
+    return join(element("span", f"{value:.{decimals}f}", class_="number"), element("small", f" ± {error:.{decimals}f}"))
 
 
 def _change(level: Level) -> tuple[Markup, ...]:

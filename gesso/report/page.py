@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from gesso.arrays import Picture
-from gesso.report import facts, grid, levels
-from gesso.report.curve import Losses, curve
+from gesso.report import choice, facts, grid, loss, shown
+from gesso.report.curve import Losses
 from gesso.report.document import document
 from gesso.report.html import Markup, element, join
 from gesso.report.outcome import losses, outcome, state
-from gesso.report.reading import Run, read
-from gesso.report.section import Section, Verdict
+from gesso.report.reading import Run, Shown, read
+from gesso.report.section import Section, Verdict, kept
 from gesso.storage import guard, write_bytes
 
 __all__ = ["Section", "Verdict", "page", "write"]
@@ -20,33 +20,38 @@ __all__ = ["Section", "Verdict", "page", "write"]
 FILE = "report.html"
 
 
-def write(run_folder: Path, *, extra: Sequence[Section] = (), thumbs: Sequence[Path | Picture] = ()) -> Path:
+def write(run_folder: Path, *, extra: Sequence[Section] = (), pictures: Sequence[Shown] = ()) -> Path:
     """Make `report.html` in the run folder and give its path. A run that is still going, or paused, gets one as well.
 
     `extra` adds sections: measurements (`Verdict`) stand right below before and after, the others after the loss curve.
-    `thumbs` are the training pictures to show, where the data lock does not say where they are.
+    Measurements are kept in the folder, and are on the page again when it is written without any.
+    `pictures` are training pictures to show, where the data lock does not lead to them.
     """
     path = run_folder / FILE
-    whole = page(read(run_folder), extra=extra, thumbs=thumbs)
+    extra = kept(run_folder, extra)
+    whole = page(read(run_folder), extra=extra, pictures=pictures)
     with guard(run_folder, what="the report", needed=len(whole.encode())):
         write_bytes(path, whole.encode())
     return path
 
 
-def page(run: Run, *, extra: Sequence[Section] = (), thumbs: Sequence[Path | Picture] = ()) -> str:
+def page(run: Run, *, extra: Sequence[Section] = (), pictures: Sequence[Shown] = ()) -> str:
     """The whole document."""
+    run = dataclasses.replace(run, shown=pictures) if pictures else run
     found = losses(run)
     measured = [section for section in extra if isinstance(section.body, Verdict)]
     body = join(
         _header(run, found, extra),
         element(
             "main",
-            grid.before_after(run, thumbs),
+            grid.before_after(run),
             *(section.html(sentence=number > 0) for number, section in enumerate(measured)),
             grid.prompts_by_step(run),
-            _curve(found, levels.table(run)),
+            loss.section(run, found),
+            choice.section(run),
             *(section.html() for section in extra if not isinstance(section.body, Verdict)),
             facts.taught(run),
+            shown.sheet(run),
             facts.use(run),
             facts.warnings(run),
             facts.recipe(run),
@@ -72,20 +77,4 @@ def _header(run: Run, found: Losses, extra: Sequence[Section]) -> Markup:
         element("p", sentence, class_={True: "verdict good", False: "verdict bad", None: "verdict"}[good]),
         element("p", rest, class_="state"),
         element("p", what, class_="what") if what else None,
-    )
-
-
-def _curve(found: Losses, by_level: Markup | None) -> Markup | None:
-    if not found.any:
-        return None
-    keys = [element("li", "each step", class_="key-raw"), element("li", "running mean", class_="key-smooth")]
-    if len(found.held_out):
-        keys.append(element("li", "held-out pictures ± standard error", class_="key-held"))
-    return element(
-        "section",
-        element("h2", "Loss"),
-        element("ul", *keys, class_="keys"),
-        curve(found, width=1080, height=400, name="wide"),
-        curve(found, width=390, height=320, name="narrow"),
-        by_level,
     )

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gesso.arrays import Picture
 from gesso.errors import StorageError
 from gesso.trackers import jsonl
 
@@ -29,15 +30,19 @@ class Drawn:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shown:
-    """One training picture as the data lock names it, and where it may be."""
+    """One training picture as the data lock names it, and where it may be; or the picture itself."""
 
     file: str
     captions: tuple[str, ...] = ()
+    group: str = "instance"
     sha256: str = ""
     places: tuple[Path, ...] = ()
+    picture: Picture | None = None
 
-    def find(self) -> Path | None:
-        """The file, if it is where it was and still what it was."""
+    def find(self) -> Path | Picture | None:
+        """The picture, or its file if it is where it was and still what it was."""
+        if self.picture is not None:
+            return self.picture
         for place in self.places:
             with contextlib.suppress(OSError), place.open("rb") as file:
                 if self.sha256 and hashlib.file_digest(file, "sha256").hexdigest() == self.sha256:
@@ -59,6 +64,9 @@ class Run:
     environment: Mapping[str, Any] = field(default_factory=dict)
     drawn: Sequence[Drawn] = ()
     shown: Sequence[Shown] = ()
+    """The pictures that were learned from."""
+    of_class: Sequence[Shown] = ()
+    """Those of the class, which keep it as it was."""
 
     def of(self, name: str) -> list[Event]:
         """The events of one kind, by step."""
@@ -101,6 +109,7 @@ def read(folder: Path) -> Run:
     written = jsonl.read(folder / "events.jsonl")
     events = jsonl.current(written)
     values, origins = recipe(_json(folder / "effective.json"))
+    shown = _shown(_json(folder / "data.lock.json"), values)
     return Run(
         folder=folder,
         events=events,
@@ -109,7 +118,8 @@ def read(folder: Path) -> Run:
         origins=origins,
         environment=_json(folder / "environment.json"),
         drawn=_drawn(folder, events),
-        shown=_shown(_json(folder / "data.lock.json"), values),
+        shown=[each for each in shown if each.group == "instance"],
+        of_class=[each for each in shown if each.group == "class"],
     )
 
 
@@ -164,20 +174,24 @@ def _drawn(folder: Path, events: Sequence[Event]) -> list[Drawn]:
 
 
 def _shown(lock: Mapping[str, Any], values: Mapping[str, Any]) -> list[Shown]:
-    """The pictures that were learned from; class pictures, which only hold the rest in place, are left out.
+    """The pictures that were learned from, those of the class among them.
 
     The lock names files from the folder that all of them have in common, which is a data folder or above one.
     """
-    given = [Path(str(value)).absolute() for key, value in values.items() if re.fullmatch(r"data\.\d+\.path", key)]
+    given = [
+        Path(str(value)).absolute()
+        for key, value in values.items()
+        if value and re.fullmatch(r"data\.\d+\.path|prior\.path|out", key)
+    ]
     roots = [Path(str(lock["root"]))] if "root" in lock else []
     roots += dict.fromkeys(folder for path in given for folder in (path, *path.parents))
     return [
         Shown(
             file=str(entry["file"]),
             captions=tuple(entry.get("captions", ())),
+            group=str(entry.get("group", "instance")),
             sha256=str(entry.get("sha256", "")),
             places=tuple(root / str(entry.get("path") or entry["file"]) for root in roots or [Path()]),
         )
         for entry in lock.get("pictures", ())
-        if entry.get("group", "instance") == "instance"
     ]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from gesso.report.html import Markup, element, join
+from gesso.storage import guard, write_json
 
+KEPT = "verdict.json"
 Value = str | float
 Row = tuple[str, Value, Value, bool]
 """What was measured, before training, after training, and whether that is as it should be."""
@@ -40,6 +44,24 @@ class Section:
         else:
             inner = self.body if isinstance(self.body, Markup) else element("p", self.body)
         return element("section", element("h2", self.title), inner)
+
+
+def kept(folder: Path, sections: Sequence[Section]) -> Sequence[Section]:
+    """`sections`, their measurements now also in the folder; those kept there where there are none."""
+    path = folder / KEPT
+    verdicts = [section for section in sections if isinstance(section.body, Verdict)]
+    if verdicts:
+        with guard(folder, what="the measurements"):
+            write_json(path, [asdict(section) for section in verdicts])
+    if sections or not path.is_file():
+        return sections
+    said = json.loads(path.read_text(encoding="utf-8"))
+    return [
+        Section(
+            each["title"], Verdict(rows=[tuple(row) for row in each["body"]["rows"]], sentence=each["body"]["sentence"])
+        )
+        for each in said
+    ]
 
 
 def _measured(verdict: Verdict) -> Markup:

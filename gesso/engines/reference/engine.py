@@ -23,7 +23,7 @@ from gesso.arrays import Array, Float32, Int64, Picture, Pixels
 from gesso.data.batch import Batch
 from gesso.engines.engine import Adapter, Metrics, Optim, SampleRequest, Token, Trainable
 from gesso.engines.reference.model import CHANNELS
-from gesso.errors import RecipeError, StorageError
+from gesso.errors import NumbersError, RecipeError, StorageError
 from gesso.families.family import Family
 from gesso.formats import lora, pipeline
 from gesso.keys import generator
@@ -74,12 +74,13 @@ class Engine:
     def attach(
         self, adapter: Adapter | None, optim: Optim, tokens: Sequence[Token] = (), *, keep_base: bool = False
     ) -> Trainable:
-        if tokens or keep_base or (adapter and (adapter.kind != "lora" or adapter.rules)) or optim.name != "adamw":
+        if tokens or (adapter and (adapter.kind != "lora" or adapter.rules)) or optim.name != "adamw":
             raise RecipeError(
-                "the reference engine knows LoRA, full fine-tuning and AdamW, but no new words and no teacher",
+                "the reference engine knows LoRA, full fine-tuning and AdamW, but no new words",
                 todo='set engine = "torch"',
             )
         self.optim, self.scale = optim, 0.0
+        self.base = {name: value.copy() for name, value in self.weights.items()} if keep_base else {}
         if adapter is not None:
             rng, rank = generator(adapter.init, "reference-adapter"), adapter.rank
             self.scale = adapter.alpha / rank
@@ -144,10 +145,11 @@ class Engine:
         states = batch.cond.get("encoder_hidden_states", batch.cond.get("text_encoder"))
         assert states is not None
         known = np.stack([np.ones(len(x)), c.c_noise / 1000.0, states.reshape(len(x), -1).mean(1)], axis=1)
-        linear = self.weights[f"{NAME}.weight"] + self._delta()
-        shift = self.weights[f"{NAME}.bias"] + known @ self.weights[f"{NAME}.condition"].T
-        answer = np.einsum("cd,bdhw->bchw", linear, x) + shift[:, :, None, None]
-        error = answer - target(c, batch.x0, batch.eps_target)
+        wanted = target(c, batch.x0, batch.eps_target)
+        if batch.teacher is not None:
+            taught = batch.teacher > 0
+            wanted[taught] = _answer(self.base, 0.0, x[taught], known[taught])
+        error = _answer(self.weights, self._delta(), x, known) - wanted
         return error if batch.mask is None else error * np.sqrt(batch.mask), (x, known)
 
     def _delta(self) -> Array:
@@ -199,7 +201,10 @@ class Engine:
     def sample(self, requests: Sequence[SampleRequest], *, ema: bool = False, batch: int = 1) -> list[Picture]:
         """A flat picture whose colour is what the weights make of the prompt."""
         weights = {**self.weights, **(self.averages if ema else {})}
-        colour = sum(float(np.abs(value).sum()) for value in weights.values())
+        with np.errstate(over="ignore"):
+            colour = sum(float(np.abs(value).sum()) for value in weights.values())
+        if not np.isfinite(colour):
+            raise NumbersError("the picture is not finite", todo="lower optim.lr")
         pictures = []
         for request in requests:
             noise = generator(request.seed, "sample", int.from_bytes(_digest(request.prompt), "little"))
@@ -222,6 +227,12 @@ class Engine:
             optimizer = dict(state["optimizer"])
             self.taken = int(optimizer.pop("taken"))
             self.moments = {name: np.array(value) for name, value in optimizer.items()}
+
+
+def _answer(weights: Mapping[str, Array], delta: Array | float, x: Array, known: Array) -> Array:
+    linear = weights[f"{NAME}.weight"] + delta
+    shift = weights[f"{NAME}.bias"] + known @ weights[f"{NAME}.condition"].T
+    return np.asarray(np.einsum("cd,bdhw->bchw", linear, x) + shift[:, :, None, None])
 
 
 def _digest(text: str) -> bytes:
