@@ -35,7 +35,8 @@ def family(path: Path) -> str:
         raise RecipeError(
             "this is a LoRA, not a whole model",
             where=str(path),
-            todo="name its base, or merge it into that with `gesso convert BASE --add LORA --to FOLDER`",
+            todo="name its base, and this file as --lora where pictures are drawn; or merge it into its base with "
+            "`gesso convert BASE --add LORA --to FOLDER`",
         )
     return found.family
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from gesso import models
+from gesso import gallery, models
 from gesso.errors import RecipeError
 from gesso.generate import Prepared, Request, drawn, prepare
 from gesso.recipe import load
@@ -29,14 +29,17 @@ class Column:
     name: str
     model: str
     like: str = ""
+    lora: Path | None = None
+    """A LoRA on top of the model."""
     strength: float | None = None
 
 
-def columns(names: Sequence[str], strengths: Sequence[float]) -> list[Column]:
+def columns(names: Sequence[str], strengths: Sequence[float], loras: Sequence[Path] = ()) -> list[Column]:
     """The columns that models stand for, from left to right.
 
-    A run stands for its base and each of its checkpoints, the newest last; anything else for itself. `strengths` gives
-    a column to each of them where a model has a LoRA. RecipeError for names that are no model.
+    A run stands for its base and each of its checkpoints, the newest last; anything else for itself. Each of `loras` is
+    put on top of the first model, beside it. `strengths` gives a column to each of them where a model has a LoRA.
+    RecipeError for names that are no model.
     """
     found: list[Column] = []
     for name in names:
@@ -48,6 +51,14 @@ def columns(names: Sequence[str], strengths: Sequence[float]) -> list[Column]:
         for place in checkpoints or [Path(name)]:
             label = f"{path.name} step {str(place).rpartition('-')[2]}" if checkpoints else name
             found += _strengths(Column(name=label, model=str(place) if checkpoints else name), strengths)
+        if loras and name == names[0]:
+            if checkpoints:
+                raise RecipeError(
+                    f"--lora goes on top of the first model, and {name} is a run", todo="name a base first"
+                )
+            found += [
+                each for file in loras for each in _strengths(Column(name=str(file), model=name, lora=file), strengths)
+            ]
     named = [column.name for column in found]
     twice = next((name for name in named if named.count(name) > 1), None)
     if twice is not None:
@@ -67,7 +78,7 @@ def compare(request: Request, wanted: Sequence[Column], progress: Progress) -> P
         for _ in drawn(each):
             done += 1
             progress("pictures", done, total)
-    cells = [_cells(request, column, number) for number, column in enumerate(wanted)]
+    cells = [_cells(each) for each in ready]
     rows = [(prompt, seed) for prompt in dict.fromkeys(request.prompts) for seed in request.seeds]
     names = [column.name for column in wanted]
     page = comparison.page(request.out.resolve().name, _how(request), rows, names, cells)
@@ -98,7 +109,7 @@ def _checkpoints(path: Path) -> list[Path]:
 
 
 def _strengths(column: Column, strengths: Sequence[float]) -> list[Column]:
-    if not strengths or models.resolve(column.model).lora is None:
+    if not strengths or (column.lora is None and models.resolve(column.model).lora is None):
         return [column]
     return [replace(column, name=f"{column.name}, strength {s:g}", strength=s) for s in strengths]
 
@@ -109,7 +120,8 @@ def _folder(request: Request, column: Column, number: int) -> Path:
 
 def _request(request: Request, column: Column, number: int) -> Request:
     strengths = () if column.strength is None else (column.strength,)
-    own = replace(request, model=column.model, like=column.like or request.like, strengths=strengths)
+    loras = () if column.lora is None else (column.lora,)
+    own = replace(request, model=column.model, like=column.like or request.like, loras=loras, strengths=strengths)
     return replace(own, out=_folder(request, column, number), resume=True)
 
 
@@ -120,9 +132,10 @@ def _prepared(request: Request, column: Column, number: int) -> Prepared:
         raise RecipeError(f"{column.name}: {error.what}", where=error.where, todo=error.todo) from error
 
 
-def _cells(request: Request, column: Column, number: int) -> dict[tuple[str, int], Path]:
-    """The pictures of a column by prompt and seed."""
-    return comparison.by_prompt_and_seed(_folder(request, column, number))
+def _cells(ready: Prepared) -> dict[tuple[str, int], Path]:
+    """The pictures of a column by prompt and seed: those drawn as asked now, whatever else lies in its folder."""
+    files = gallery.found(ready.request.out, ready.asked, ready.notes)
+    return {(each.prompt, each.seed): file for each, file in zip(ready.asked, files, strict=True) if file is not None}
 
 
 def _how(request: Request) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from math import isfinite
@@ -13,22 +13,22 @@ from typing import Any, Literal
 
 import numpy as np
 
-from gesso import gallery, models, samplers
+from gesso import additions, averages, gallery, models, samplers
 from gesso.arrays import Float32, Picture
 from gesso.data import images
 from gesso.engines.engine import Engine, Optim, SampleRequest, Token
 from gesso.errors import DataError, RecipeError, StorageError
 from gesso.families import find
-from gesso.formats import adapter, embeddings, pipeline, png
-from gesso.models import LORA, ModelSource
+from gesso.formats import embeddings, png
+from gesso.models import ModelSource
 from gesso.objective.own import from_scheduler
 from gesso.schema import Recipe, Train
-from gesso.storage import probe
+from gesso.storage import FullError, RunLock, probe
 
 DENOISE = 0.6
 """Share of the noise that goes over a picture to begin with."""
-CHUNK = 4
-"""Pictures drawn between two writings, so that those drawn are there when the rest is stopped."""
+MOST = 1_000_000
+"""Pictures that one command draws at most: more of them would take gigabytes only to be listed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,14 +84,18 @@ class Prepared:
     strengths: tuple[float, ...]
     words: Mapping[str, Float32]
     """The vectors of learned words, by `tokens.<encoder>.<word>`."""
+    asked: tuple[SampleRequest, ...]
     wanted: tuple[SampleRequest, ...]
+    """Those of `asked` that are still to be drawn."""
     files: tuple[Path, ...]
     """Where each of the wanted pictures goes."""
+    model_hash: str = ""
+    """Of the weights, words and picture that decide what is drawn, so that others are not taken for them."""
 
     @property
     def notes(self) -> dict[str, Any]:
         """What each picture says of how it was made, besides its own request."""
-        found: dict[str, Any] = {"model": _public(self.source.name)}
+        found: dict[str, Any] = {"model": _public(self.source.name), "model_hash": self.model_hash}
         if self.loras:
             names = ([self.source.name] if self.source.lora else []) + list(map(str, self.request.loras))
             found |= {"loras": list(map(_public, names)), "strengths": list(self.strengths)}
@@ -113,73 +117,107 @@ def generate(request: Request) -> list[Path]:
 
 
 def drawn(ready: Prepared) -> Iterator[Path]:
-    """Draw and write what was prepared; each file once it is there."""
+    """Draw and write what was prepared; each file once it is there. The folder is locked until the last one is."""
     request = ready.request
     if not ready.wanted:
         return
-    probe(request.out, "the folder of the pictures")
-    with ExitStack() as opened:
-        source = opened.enter_context(models.composed(ready.source))
-        engine = _engine(request)
-        engine.load(source.folder, find(source.pipeline), scheduler=source.scheduler)
-        if ready.refiner:
-            engine.add_refiner(opened.enter_context(models.composed(ready.refiner)).folder, request.handover)
-        if ready.words:
-            counts = embeddings.vectors(ready.words)
-            engine.attach(None, Optim(), [Token(name=word, vectors=count) for word, count in counts.items()])
-            engine.write({"weights": ready.words})
-        for path, strength in zip(ready.loras, ready.strengths, strict=True):
-            engine.add_lora(path, strength)
-        size = max(CHUNK, request.batch)
-        for start in range(0, len(ready.wanted), size):
-            chunk = ready.wanted[start : start + size]
-            pictures = engine.sample(chunk, batch=request.batch)
-            for file, each, picture in zip(ready.files[start:], chunk, pictures, strict=False):
-                png.write(file, picture, {**each.as_dict(), **ready.notes})
-                yield file
-            while engine.notes:
-                print(f"note: {engine.notes.pop(0)}", file=sys.stderr)
+    try:
+        probe(request.out, "the folder of the pictures")
+        with RunLock(request.out), ExitStack() as opened:
+            ready = _placed(_hashed(ready))  # another command may have drawn since
+            gallery.sweep(request.out, ready.files)
+            yield from _written(ready, _loaded(ready, opened)) if ready.wanted else ()
+    except FullError as error:
+        todo = "free some space, then start the same command again with --resume: what was drawn is there"
+        raise StorageError(error.what, where=error.where, todo=todo) from error
+
+
+def _loaded(ready: Prepared, opened: ExitStack) -> Engine:
+    """An engine with the model and all that goes on top of it."""
+    source = opened.enter_context(models.composed(ready.source))
+    engine = _engine(ready.request)
+    engine.load(source.folder, find(source.pipeline), scheduler=source.scheduler)
+    if ready.refiner:
+        engine.add_refiner(opened.enter_context(models.composed(ready.refiner)).folder, ready.request.handover)
+    if ready.words:
+        counts = embeddings.vectors(ready.words)
+        engine.attach(None, Optim(), [Token(name=word, vectors=count) for word, count in counts.items()])
+        engine.write({"weights": ready.words})
+    for path, strength in zip(ready.loras, ready.strengths, strict=True):
+        engine.add_lora(path, strength)
+    return engine
+
+
+def _written(ready: Prepared, engine: Engine) -> Iterator[Path]:
+    """Each picture is on the disk before the next is begun, so that it is there when the rest is stopped."""
+    notes, size = ready.notes, ready.request.batch
+    for start in range(0, len(ready.wanted), size):
+        chunk = ready.wanted[start : start + size]
+        pictures = engine.sample(chunk, batch=size)
+        for file, each, picture in zip(ready.files[start : start + size], chunk, pictures, strict=True):
+            png.write(file, picture, {**each.as_dict(), **notes})
+            yield file
+        while engine.notes:
+            print(f"note: {engine.notes.pop(0)}", file=sys.stderr)
 
 
 def prepare(request: Request) -> Prepared:
     """All that can be found out before the model is loaded, with nothing written; RecipeError for what is wrong."""
     check(request)
-    source = models.with_vae(models.resolve(request.model, like=request.like), request.vae)
-    refiner = _refiner(request, source) if request.refiner else None
-    loras = [*([source.lora] if source.lora else []), *(lora_file(path) for path in request.loras)]
-    strengths = _strengths(request, len(loras))
+    source = models.with_vae(averages.of(models.resolve(request.model, like=request.like)), request.vae)
+    refiner = additions.refiner(request.refiner, source, request.vae) if request.refiner else None
+    loras = [*([source.lora] if source.lora else []), *(additions.lora_file(path) for path in request.loras)]
+    strengths = additions.strengths(request.strengths, len(loras))
     family = find(source.pipeline)
-    for part in (
-        family.denoiser,
-        family.autoencoder,
-        *(each for pair in family.encoders for each in pair),
-        "scheduler",
-    ):
+    encoders = (each for pair in family.encoders for each in pair)
+    for part in (family.denoiser, family.autoencoder, *encoders, "scheduler"):
         models.wanted(source.folder / "model_index.json", part)
-    wanted = _requests(request, source)
+    start = _start(request)
+    asked = _requests(request, source, start)
+    scheduler = {**source.config("scheduler"), **source.scheduler}
     noise = from_scheduler(source.config("scheduler"))
     if request.steps > noise.timesteps:
         raise RecipeError(f"--steps is {request.steps}, but the model has {noise.timesteps} noise levels")
+    if request.scheduler:
+        samplers.read(
+            request.scheduler, str(scheduler.get("_class_name", "")), str(scheduler.get("prediction_type", ""))
+        )
     for path, strength in zip(loras, strengths, strict=True):
-        _fits(path, source, strength)
-    samplers.read(
-        request.scheduler, str(source.config("scheduler").get("_class_name", ""))
-    ) if request.scheduler else None
-    words = _words((*source.words, *request.words), source)
-    ready = Prepared(
-        request=request,
-        source=source,
-        refiner=refiner,
-        loras=tuple(loras),
-        strengths=tuple(strengths),
-        words=words,
-        wanted=tuple(wanted),
-        files=(),
+        additions.fits(path, source, strength)
+    words = additions.words((*source.words, *request.words), source)
+    return _placed(
+        Prepared(
+            request=request,
+            source=source,
+            refiner=refiner,
+            loras=tuple(loras),
+            strengths=tuple(strengths),
+            words=words,
+            asked=tuple(asked),
+            wanted=tuple(asked),
+            files=(),
+        )
     )
+
+
+def _hashed(ready: Prepared) -> Prepared:
+    if ready.model_hash:
+        return ready
+    sources = [ready.source, *([ready.refiner] if ready.refiner else [])]
+    files = (*ready.loras, *ready.source.words, *ready.request.words)
+    return replace(ready, model_hash=additions.digest(sources, files, ready.asked[0].image))
+
+
+def _placed(ready: Prepared) -> Prepared:
+    """With a file for each picture that is left to draw."""
+    request = ready.request
+    folders = gallery.folders(request.prompts) if request.by_prompt else None
     if request.resume:
-        ready = replace(ready, wanted=tuple(gallery.missing(request.out, ready.wanted, ready.notes)))
-    files = gallery.places(request.out, ready.wanted, by_prompt=request.by_prompt)
-    return replace(ready, files=tuple(files))
+        ready = _hashed(ready)
+        there = gallery.found(request.out, ready.asked, ready.notes)
+        left = tuple(each for each, file in zip(ready.asked, there, strict=True) if file is None)
+        ready = replace(ready, wanted=left)
+    return replace(ready, files=tuple(gallery.places(request.out, ready.wanted, folders)))
 
 
 def outline(ready: Prepared) -> str:
@@ -191,7 +229,8 @@ def outline(ready: Prepared) -> str:
     lines = [f"model     {ready.source.name} ({ready.source.pipeline})"]
     lines += [f"vae       {ready.request.vae}"] if ready.request.vae else []
     lines += [f"refiner   {ready.refiner.name}"] if ready.refiner else []
-    lines += [f"LoRA      {path}, strength {s:g}" for path, s in zip(ready.loras, ready.strengths, strict=True)]
+    loras = [*([ready.source.name] if ready.source.lora else []), *ready.request.loras]
+    lines += [f"LoRA      {name}, strength {s:g}" for name, s in zip(loras, ready.strengths, strict=True)]
     lines += [f"word      {word}" for word in embeddings.vectors(ready.words)]
     lines += [f"pictures  {count}: {how}" + (f", {one.scheduler}" if one.scheduler else "")]
     lines += [
@@ -208,12 +247,22 @@ def check(request: Request) -> None:
         wrong.append("there is no prompt: give --prompt or --prompts-file")
     if not all(prompt.strip() for prompt in request.prompts):
         wrong.append("a prompt is empty: say what to draw")
+    if len(request.prompts) * len(request.seeds) > MOST:
+        wrong.append(
+            f"{len(request.prompts) * len(request.seeds):,} pictures are more than the {MOST:,} of one command"
+        )
+    for prompt in (*request.prompts, request.negative):
+        if not _is_text(prompt):
+            wrong.append(f"the prompt {prompt[:40]!a} is no text in UTF-8; write it anew")
     for name, side in (("width", request.width), ("height", request.height)):
         if side is not None and (side < 8 or side % 8):
             low = max(side // 8 * 8, 8)
             wrong.append(f"--{name} is {side}, must be divisible by 8; the nearest are {low} and {low + 8}")
     if request.batch < 1:
         wrong.append(f"--batch is {request.batch}, must be at least 1")
+    for name, asked in (("image", request.image), ("refiner", request.refiner)):
+        if asked and request.engine == "mindspore":
+            wrong.append(f"--{name} is for --engine torch alone: the MindSpore engine draws from noise, in one stage")
     if request.denoise is not None and request.image is None:
         wrong.append("--denoise has no effect without --image")
     if request.denoise is not None and not 0 < request.denoise <= 1:
@@ -227,6 +276,8 @@ def check(request: Request) -> None:
         wrong.append(f"--steps is {request.steps}, must be at least 1")
     if not 0 <= request.guidance < float("inf"):
         wrong.append(f"--guidance is {request.guidance:g}, must be at least 0")
+    if request.negative and request.guidance <= 1:
+        wrong.append(f"--negative has no effect at --guidance {request.guidance:g}; it takes more than 1")
     if any(not 0 <= seed < 2**63 for seed in request.seeds):
         wrong.append("--seed must be a whole number from 0 to 2^63 − 1")
     if len(set(request.seeds)) < len(request.seeds):
@@ -247,102 +298,9 @@ def check(request: Request) -> None:
         raise RecipeError(f"{len(wrong)} things cannot be carried out:" + "".join(f"\n  {each}" for each in wrong))
 
 
-def lora_file(path: Path) -> Path:
-    """The file of a LoRA that is named by itself, by its run or by its checkpoint; other adapters' folder."""
-    if path.is_dir() and (found := adapter.place(path)):
-        return found
-    if path.is_file() and path.suffix == ".safetensors":
-        return path
-    what = "holds no " + LORA if path.is_dir() else "is not a .safetensors file" if path.exists() else "does not exist"
-    raise RecipeError(
-        f"the LoRA {path} {what}", todo="name a .safetensors file, or the folder of a run that trained a LoRA"
-    )
-
-
-def _fits(path: Path, source: ModelSource, strength: float) -> None:
-    """RecipeError unless every matrix of a LoRA has a layer of its shape in the model, and it can have the strength."""
-    try:
-        arrays, config = adapter.read(path)
-    except StorageError as error:
-        if isinstance(error.__cause__, OSError):
-            raise
-        raise RecipeError(error.what, where=error.where, todo=error.todo) from error
-    family = find(source.pipeline)
-    shapes = {
-        f"{part}.{name}": shape
-        for part in (family.denoiser, *(encoder for encoder, _ in family.encoders))
-        for name, shape in pipeline.shapes(source.folder / part).items()
-    }
-    wrong = adapter.fit(arrays, config, shapes)
-    if wrong:
-        name, parts, whole = (
-            ("LoRA", "tensors", len(arrays))
-            if config.kind in adapter.LORAS
-            else (config.kind, "layers", len(adapter.modules(arrays)))
-        )
-        raise RecipeError(
-            f"this {name} was made for another base: {whole - len(wrong)} of {whole} {parts} fit; {wrong[0]}",
-            where=str(path),
-            todo="use it with the base that it was trained on, or a relative of that base",
-        )
-    if config.kind == "oft" and strength != 1.0:
-        raise RecipeError(adapter.UNSCALABLE, where=str(path), todo="leave its --strength at 1")
-
-
-def _words(paths: Sequence[Path], source: ModelSource) -> dict[str, Float32]:
-    """The learned words in files; RecipeError unless each has vectors as wide as the model's text encoders take."""
-    try:
-        weights = embeddings.read(paths)
-        family = find(source.pipeline)
-        widths = {
-            encoder: int(models.wanted(source.folder / encoder / "config.json", "hidden_size"))
-            for encoder, _ in family.encoders
-            if weights
-        }
-        embeddings.fit(weights, widths)
-    except StorageError as error:
-        if isinstance(error.__cause__, OSError):
-            raise
-        raise RecipeError(error.what, where=error.where, todo=error.todo) from error
-    return weights
-
-
-def _refiner(request: Request, source: ModelSource) -> ModelSource:
-    """The second stage; RecipeError for what is none, or for one that does not go on with this model's latents."""
-    family = find(source.pipeline)
-    if not family.refiners:
-        raise RecipeError(f"{source.name} is of the family {family.name}, which has no refiner")
-    refiner = models.resolve(request.refiner)
-    if refiner.pipeline not in family.refiners:
-        raise RecipeError(
-            f"{refiner.name} is no refiner: it is of the kind {refiner.pipeline}",
-            todo=f"name a model of the kind {', '.join(family.refiners)}, or leave --refiner out",
-        )
-    refiner = models.with_vae(refiner, request.vae)
-    scales = [family.scale(each.config(family.autoencoder)) for each in (source, refiner)]
-    if not all(np.array_equal(mine, other) for mine, other in zip(*scales, strict=True)):
-        raise RecipeError(
-            f"{refiner.name} reads latents on another scale than {source.name} writes them",
-            todo="name a refiner that was made for this model",
-        )
-    return refiner
-
-
-def _strengths(request: Request, loras: int) -> Sequence[float]:
-    given = request.strengths
-    if given and not loras:
-        raise RecipeError("--strength has no effect without a LoRA", todo="add --lora FILE, or leave it out")
-    if len(given) not in (0, 1, loras):
-        raise RecipeError(
-            f"{len(given)} --strength are given for {loras} LoRA(s)", todo="give one for all of them, or one for each"
-        )
-    return given if len(given) == loras else (given or (1.0,)) * loras
-
-
-def _requests(request: Request, source: ModelSource) -> list[SampleRequest]:
+def _requests(request: Request, source: ModelSource, start: Picture | None) -> list[SampleRequest]:
     family = find(source.pipeline)
     side = family.side(source.config(family.denoiser), source.config(family.autoencoder))
-    start = _start(request)
     if start is not None:
         height, width = start.shape[:2]
         size = {"width": width, "height": height, "image": start, "denoise": request.denoise or DENOISE}
@@ -389,3 +347,11 @@ def _public(name: str) -> str:
     """A model's name for other people's eyes: of a path elsewhere on this machine only the last part."""
     path = Path(name)
     return path.name if path.is_absolute() or name.startswith("~") else name
+
+
+def _is_text(prompt: str) -> bool:
+    """Whether it can be written down: the bytes of another encoding on a command line cannot."""
+    try:
+        return b"\0" not in prompt.encode()
+    except UnicodeEncodeError:
+        return False

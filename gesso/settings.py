@@ -170,7 +170,7 @@ def fits(recipe: Recipe, family: Family) -> None:
 def can_draw(recipe: Recipe, scheduler: str) -> None:
     """RecipeError where samples cannot be drawn with sample.scheduler by a model whose own scheduler class is given."""
     if recipe.sample.scheduler:
-        samplers.read(recipe.sample.scheduler, scheduler)
+        samplers.read(recipe.sample.scheduler, scheduler, recipe.objective.prediction)
 
 
 def tokens(recipe: Recipe) -> tuple[Token, ...]:

@@ -42,7 +42,7 @@ def drawn(model: Path, *words: str) -> int:
     out = model.parent / "pics"
     given = ["--prompt", "x", "--steps", "1", "--device", "cpu", "--out", str(out), *words]
     code = cli.main(["generate", "--model", str(model), *given])
-    assert not out.exists() or not list(out.glob("*"))
+    assert not out.exists() or not list(out.glob("[!.]*"))
     return code
 
 

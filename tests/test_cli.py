@@ -15,11 +15,12 @@ from pathlib import Path
 import pytest
 
 from gesso import __version__, cli, gallery
+from gesso.additions import lora_file
 from gesso.commands import train
 from gesso.engines.engine import SampleRequest
 from gesso.errors import Exit, LockedError, RecipeError
 from gesso.formats import png
-from gesso.generate import Request, check, lora_file
+from gesso.generate import Request, check
 from gesso.schema import DataTable
 
 ROOT = Path(__file__).parent.parent
@@ -220,10 +221,10 @@ def test_generate_refuses(words: list[str], said: str, tmp_path: Path, capsys: p
 
 def test_numbers_go_on_and_loras_are_found(tmp_path: Path) -> None:
     wanted = [SampleRequest(prompt="a", seed=0)]
-    assert gallery.places(tmp_path / "none", wanted, by_prompt=False) == [tmp_path / "none" / "00000.png"]
+    assert gallery.places(tmp_path / "none", wanted) == [tmp_path / "none" / "00000.png"]
     for name in ("00000.png", "00007.png", "holiday-00099.png", "123.png"):
         (tmp_path / name).write_bytes(b"")
-    assert gallery.places(tmp_path, wanted, by_prompt=False) == [tmp_path / "00008.png"]
+    assert gallery.places(tmp_path, wanted) == [tmp_path / "00008.png"]
     lora = tmp_path / "pytorch_lora_weights.safetensors"
     lora.write_bytes(b"")
     assert lora_file(tmp_path) == lora_file(lora) == lora

@@ -11,7 +11,7 @@ import pytest
 from runs import gesso, pictures, recipe
 from torch_runs import pixels
 
-from gesso.compare import columns
+from gesso.compare import columns, compare
 from gesso.errors import RecipeError
 from gesso.generate import Request, generate
 
@@ -64,6 +64,35 @@ def test_strengths_are_columns(run: Path, blank: Path) -> None:
         ("checkpoint-2, strength 1", 1.0),
         (blank.name, None),
     ]
+
+
+def test_loras_are_columns_beside_their_base(tmp_path: Path, run: Path, blank: Path) -> None:
+    lora = run / "checkpoint-4" / "pytorch_lora_weights.safetensors"
+    request = Request(model=str(blank), prompts=("a cat",), out=tmp_path / "out", steps=2, guidance=2.0)
+    wanted = columns([str(blank)], [0.0, 1.0], [lora])
+    assert [(each.name, each.strength) for each in wanted] == [
+        (str(blank), None),
+        (f"{lora}, strength 0", 0.0),
+        (f"{lora}, strength 1", 1.0),
+    ]
+    page = compare(request, wanted, lambda *_: None)
+    assert page.read_text(encoding="utf-8").count("data:image/") == 3
+    base, none, whole = (pixels(place / "00000.png") for place in sorted(page.parent.iterdir()) if place.is_dir())
+    assert np.array_equal(base, none)
+    assert not np.array_equal(base, whole)
+    with pytest.raises(RecipeError, match=r"--lora goes on top of the first model, and .* is a run"):
+        columns([str(run)], [], [lora])
+
+
+def test_the_page_shows_what_is_asked_for_now(tmp_path: Path, blank: Path) -> None:
+    shown = []
+    for steps in (2, 3, 2):
+        request = Request(model=str(blank), prompts=("a cat",), out=tmp_path, steps=steps, guidance=2.0)
+        page = compare(request, columns([str(blank)], []), lambda *_: None)
+        shown += re.findall(r'src="(data:image/[^"]+)"', page.read_text(encoding="utf-8"))
+    first, second, again = shown
+    assert first == again != second
+    assert len(list(tmp_path.rglob("*.png"))) == 2, "what is there is not drawn again"
 
 
 def test_what_cannot_be_compared_is_said_before_anything_is_drawn(tmp_path: Path, run: Path, blank: Path) -> None:

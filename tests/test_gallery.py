@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +16,9 @@ from PIL import Image
 from runs import gesso
 from torch_runs import pixels
 
-from gesso import gallery
+from gesso import cli, gallery
 from gesso.engines.engine import SampleRequest
-from gesso.errors import RecipeError
+from gesso.errors import Exit, LockedError, RecipeError
 from gesso.formats import png
 from gesso.generate import Request, drawn, generate, outline, prepare
 
@@ -39,10 +42,11 @@ def test_a_folder_for_each_prompt_goes_on_counting(tmp_path: Path, blank: Path) 
 
 
 def test_folders_are_apart_and_short_whatever_the_prompts() -> None:
-    wanted = [SampleRequest(prompt=prompt, seed=0) for prompt in ("A cat", "a cat", "é" * 300, "é" * 301, "..", " ")]
-    files = gallery.places(Path("out"), wanted, by_prompt=True)
+    prompts = ("A cat", "a cat", "é" * 300, "é" * 301, "..", "...", "🐶 / 🐱", "a" * 99 + ". b", "nul\x01")
+    wanted = [SampleRequest(prompt=prompt, seed=0) for prompt in prompts]
+    files = gallery.places(Path("out"), wanted, gallery.folders(prompts))
     folders = [file.parent.name for file in files]
-    assert len({name.casefold() for name in folders}) == 6
+    assert len({name.casefold() for name in folders}) == len(prompts)
     assert all(0 < len(name.encode()) < 128 and name not in (".", "..") for name in folders)
     assert all(file.parent.parent == Path("out") for file in files)
 
@@ -76,6 +80,93 @@ def test_ten_thousand_prompts_begin_at_once_and_go_on_after_a_stop(tmp_path: Pat
     left = prepare(request)
     assert len(left.wanted) == 10_000 - len(names(tmp_path))
     assert left.files[0].name == f"{len(names(tmp_path)):05d}.png"
+
+
+def test_killed_in_the_middle_of_ten_thousand_it_goes_on_as_if_nothing_had_been(tmp_path: Path, blank: Path) -> None:
+    prompts = [f"a cat number {number}" for number in range(10_000)]
+    # As Windows writes it: a byte order mark, two characters at a line's end, an empty line, and a tail without one.
+    (tmp_path / "prompts.txt").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(["", *prompts]).encode())
+    out = tmp_path / "out"
+    words = [
+        "generate",
+        "--model",
+        blank,
+        "--prompts-file",
+        tmp_path / "prompts.txt",
+        "--steps",
+        "2",
+        "--guidance",
+        "2",
+    ]
+    command = [sys.executable, "-m", "gesso", *map(str, words), "--device", "cpu", "--resume", "--out", str(out)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as drawing:
+        assert drawing.stdout is not None
+        said = [drawing.stdout.readline().strip() for _ in range(4)]
+        drawing.kill()
+    assert said == [f"{out}/{number:05d}.png" for number in range(4)], "each is said once it is there"
+    count = len(names(out))
+    assert count < 10_000
+    left = out / f".{count:05d}.png.tmp-0123abcd"
+    left.write_bytes(b"half a picture")
+    ready = prepare(asked(blank, out, *prompts, resume=True))
+    assert [each.prompt for each in ready.wanted] == prompts[count:]
+    going_on = drawn(ready)
+    assert next(going_on).name == f"{count:05d}.png"
+    assert not left.exists()
+    with pytest.raises(LockedError, match="another run is using this folder"):
+        generate(asked(blank, out, "a dog"))
+    going_on.close()
+    assert names(out) == [f"{number:05d}.png" for number in range(count + 1)]
+    assert [png.read(out / name)["prompt"] for name in names(out)] == prompts[: count + 1]
+
+
+def test_a_prompt_keeps_its_folder_when_the_rest_is_drawn(tmp_path: Path, blank: Path) -> None:
+    request = asked(blank, tmp_path, "A cat", "a cat", seeds=(0, 1), by_prompt=True, resume=True)
+    stopped = drawn(prepare(request))
+    for _ in range(3):
+        next(stopped)
+    stopped.close()
+    generate(request)
+    assert names(tmp_path) == [f"{folder}/image_{at}.png" for folder in ("A cat", "a cat (2)") for at in (0, 1)]
+
+
+def test_a_picture_of_another_model_of_the_same_name_is_not_taken_for_it(tmp_path: Path, blank: Path) -> None:
+    from gesso.formats import tensors
+
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "start.png")
+    model = tmp_path / "model"
+    shutil.copytree(blank, model)
+    request = asked(model, tmp_path / "out", resume=True, steps=4, image=tmp_path / "start.png")
+    (first,) = generate(request)
+    assert f"Model hash: {png.read(first)['model_hash']}, Model: model" in png.parameters(png.read(first))
+    assert generate(request) == []
+    Image.new("RGB", (64, 64), "blue").save(tmp_path / "start.png")
+    assert len(prepare(request).wanted) == 1, "it would begin with another picture"
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "start.png")
+    path = model / "unet" / "diffusion_pytorch_model.safetensors"
+    arrays = tensors.load(path)
+    arrays["conv_out.bias"] = arrays["conv_out.bias"] + 1.0
+    tensors.save(path, arrays, {"format": "pt"})
+    (other,) = generate(request)
+    assert other.name == "00001.png"
+    assert not np.array_equal(pixels(first), pixels(other))
+
+
+def test_a_cache_that_cannot_be_written_stops_nothing(
+    tmp_path: Path, blank: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (first,) = generate(asked(blank, tmp_path / "first"))
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("GESSO_CACHE", str(tmp_path / "file" / "cache"))
+    (second,) = generate(asked(blank, tmp_path / "second"))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_half_a_picture_is_drawn_again(tmp_path: Path, blank: Path) -> None:
+    request = asked(blank, tmp_path, resume=True)
+    (first,) = generate(request)
+    first.write_bytes(first.read_bytes()[:-20])
+    assert [file.name for file in generate(request)] == ["00001.png"]
 
 
 def test_several_at_once_are_nearly_those_drawn_alone(tmp_path: Path, blank: Path) -> None:
@@ -173,6 +264,10 @@ def test_a_lora_of_another_program_and_a_model_in_one_file_draw_the_same(tmp_pat
         ({"image": Path("x.png"), "steps": 9, "handover": 0.5, "refiner": "x"}, "do not go together"),
         ({"image": Path("none.png"), "steps": 9}, "--image: cannot be read"),
         ({"batch": 0}, "--batch is 0"),
+        ({"guidance": 1.0, "negative": "a dog"}, "--negative has no effect at --guidance 1"),
+        ({"negative": "a \0"}, r"the prompt 'a \\x00' is no text in UTF-8"),
+        ({"negative": "\udcff"}, "is no text in UTF-8"),
+        ({"seeds": tuple(range(1_000_001))}, "1,000,001 pictures are more than the 1,000,000 of one command"),
     ],
 )
 def test_what_cannot_be_is_said_in_a_sentence(tmp_path: Path, blank: Path, options: Any, says: str) -> None:
@@ -192,3 +287,17 @@ def test_the_command_says_each_file_and_goes_on(tmp_path: Path, blank: Path) -> 
     wrong = gesso(*command, "--scheduler", "eulr")
     assert wrong.returncode == 2
     assert 'did you mean "Euler"' in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "says"), [(b"", "has no prompt"), (b" \n\r\n", "has no prompt"), ("é".encode("utf-16"), "not UTF-8")]
+)
+def test_a_file_without_prompts_is_said(
+    tmp_path: Path, blank: Path, capsys: pytest.CaptureFixture[str], content: bytes, says: str
+) -> None:
+    (tmp_path / "prompts.txt").write_bytes(content)
+    words = ["generate", "--model", str(blank), "--prompts-file", str(tmp_path / "prompts.txt"), "--out", str(tmp_path)]
+    assert cli.main(words) == Exit.RECIPE
+    said = capsys.readouterr().err
+    assert says in said
+    assert "prompts.txt" in said

@@ -165,6 +165,52 @@ def test_a_loras_text_encoder_half_counts_as_in_plain_diffusers(blank: Path, tmp
     assert not np.array_equal(ours, without)
 
 
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`")  # diffusers, at its second LoRA
+def test_several_loras_with_strengths_add_up_as_in_plain_diffusers(blank: Path, tmp_path: Path) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    first = file_of(tmp_path / "first.safetensors", made(blank, "unet"))
+    second = file_of(tmp_path / "second.safetensors", {name: -2 * array for name, array in made(blank, "unet").items()})
+    for strengths in ((0.8, -0.3), (0.5, 0.0)):
+        (ours,) = draw(tmp_path / "pics", model=str(blank), loras=(first, second), strengths=strengths)
+        pipe = StableDiffusionPipeline.from_pretrained(blank)
+        pipe.set_progress_bar_config(disable=True)
+        for path in (first, second):
+            pipe.load_lora_weights(tmp_path, weight_name=path.name, adapter_name=path.stem)
+        pipe.set_adapters(["first", "second"], list(strengths))
+        answer = pipe(
+            "a cat", num_inference_steps=2, guidance_scale=2.0, output_type="np",
+            generator=torch.Generator("cpu").manual_seed(0),
+        ).images[0]  # fmt: skip
+        assert np.array_equal(png_pixels(ours), np.round(answer * 255.0).astype(np.uint8))
+        assert png.read(ours)["strengths"] == list(strengths)
+
+
+def test_a_lora_of_another_family_is_refused(blank: Path, blank_xl: Path, tmp_path: Path) -> None:
+    for own, other in ((blank, blank_xl), (blank_xl, blank)):
+        path = file_of(tmp_path / f"{own.name}.safetensors", made(own, "unet"))
+        with pytest.raises(RecipeError, match="this LoRA was made for another base"):
+            prepare(Request(model=str(other), prompts=("a",), out=tmp_path / "pics", loras=(path,)))
+    with pytest.raises(RecipeError, match="this is a LoRA, not a whole model") as caught:
+        prepare(Request(model=str(path), prompts=("a",), out=tmp_path / "pics"))
+    assert "--lora" in caught.value.todo
+
+
+def test_a_disk_that_fills_up_says_how_to_go_on(blank: Path, tmp_path: Path) -> None:
+    code = (
+        "import resource, signal, sys\nfrom gesso import cli\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))\n"  # bytes: less than a picture, more than a lock
+        "sys.exit(cli.main(sys.argv[1:]))\n"
+    )
+    words = ["generate", "--model", str(blank), "--prompt", "x", "--steps", "2", "--out", str(tmp_path / "pics")]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == Exit.STORAGE, done.stderr
+    assert "no room on the disk: the picture needs" in done.stderr
+    assert "start the same command again with --resume" in done.stderr
+    assert not [file.name for file in (tmp_path / "pics").iterdir() if ".png" in file.name]
+
+
 def png_pixels(path: Path) -> Any:
     from PIL import Image
 
@@ -173,9 +219,11 @@ def png_pixels(path: Path) -> Any:
 
 
 def test_a_scheduler_must_be_one_that_the_model_takes(blank: Path, tmp_path: Path) -> None:
-    for name in ("UNet2DConditionModel", "NoScheduler", "schedulers", "FlowMatchEulerDiscreteScheduler"):
+    for name in ("UNet2DConditionModel", "NoScheduler", "schedulers"):
         with pytest.raises(RecipeError, match=f'there is no scheduler "{name}".*\n.*DDIM, .*PLMS, '):
             draw(tmp_path / "pics", model=str(blank), scheduler=name)
+    with pytest.raises(RecipeError, match="does not fit this model: it is for models trained with flow matching"):
+        draw(tmp_path / "pics", model=str(blank), scheduler="FlowMatchEulerDiscreteScheduler")
     with pytest.raises(RecipeError, match="PNDMScheduler cannot draw in 2 steps: "):
         draw(tmp_path / "pics", model=str(blank), scheduler="PNDMScheduler")
     assert len(draw(tmp_path / "pics", model=str(blank), scheduler="DDPMScheduler")) == 1
@@ -190,6 +238,9 @@ def test_a_picture_that_is_no_picture_is_an_error_not_black(blank: Path, tmp_pat
     tensors.save(path, arrays, {"format": "pt"})
     with pytest.raises(NumbersError, match=r'the picture "a cat" \(seed 0\) came out as not-a-number'):
         draw(tmp_path / "pics", model=str(broken))
+    assert not list((tmp_path / "pics").glob("*.png"))
+    words = ["generate", "--model", str(broken), "--prompt", "x", "--steps", "2", "--out", str(tmp_path / "pics")]
+    assert cli.main(words) == Exit.NUMBERS
 
 
 def test_prepare_tells_the_engine_nothing_that_it_need_not_know(blank: Path, tmp_path: Path) -> None:

@@ -63,9 +63,10 @@ def test_a_full_run_is_a_pipeline_that_draws_its_own_samples(folder: Path, blank
     middle = UNet2DConditionModel.from_pretrained(out / "checkpoint-4" / "unet")
     pipe = plain(blank)
     pipe.unet = middle.eval()
-    if not ema:
-        assert np.array_equal(pixels(out / "samples/step-4/p00-s7.png"), drawn(pipe))
-    assert np.array_equal(again(out / "checkpoint-4", folder / "middle"), drawn(pipe))
+    sample = pixels(out / "samples/step-4/p00-s7.png")
+    # With averages a sample shows them, as does what is drawn later; unet/ has what training goes on with.
+    assert np.array_equal(sample, drawn(pipe)) == (not ema)
+    assert np.array_equal(again(out / "checkpoint-4", folder / "middle"), sample)
 
 
 def test_a_lora_run_draws_its_own_samples_in_plain_diffusers(folder: Path, blank: Path) -> None:
@@ -79,6 +80,28 @@ def test_a_lora_run_draws_its_own_samples_in_plain_diffusers(folder: Path, blank
         sample = pixels(out / f"samples/step-{step}/p00-s7.png")
         assert np.array_equal(sample, drawn(pipe))
         assert np.array_equal(sample, again(place, folder / f"drawn-{step}"))
+
+
+@pytest.mark.parametrize("optim", [{"ema": 0.5}, {"name": "adamw_schedule_free", "lr": 1e-2}])
+def test_a_checkpoint_with_averages_draws_its_own_samples(folder: Path, blank: Path, optim: dict[str, Any]) -> None:
+    out = folder / "out"
+    path = torch_recipe(
+        folder,
+        blank,
+        adapter=LORA,
+        optim=optim,
+        sample={"every": 4},
+        model={"base": str(blank), "train": ["unet", "text_encoder"]},
+    )
+    assert go(path) == Exit.DONE
+    assert (out / "checkpoint-4" / "ema.safetensors").is_file()
+    sample = pixels(out / "samples/step-4/p00-s7.png")
+    pipe = plain(blank)
+    pipe.load_lora_weights(out / "checkpoint-4")
+    assert not np.array_equal(sample, drawn(pipe)), "the weights are not the averages"
+    assert np.array_equal(sample, again(out / "checkpoint-4", folder / "drawn"))
+    lora = out / "checkpoint-4" / "pytorch_lora_weights.safetensors"
+    assert np.array_equal(sample, again(lora, folder / "drawn-too"))
 
 
 def test_two_roads_one_end(folder: Path, blank: Path, adapter: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

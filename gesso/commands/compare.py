@@ -18,6 +18,7 @@ examples:
   gesso compare runs/dog --out compared
   gesso compare runs/dog/checkpoint-200 runs/dog/checkpoint-400 --prompt "a sks dog" --count 4 --out compared
   gesso compare runs/dog --strength 0.5 --strength 1 --out compared
+  gesso compare tiny --lora a.safetensors --lora b.safetensors --prompt "a sks dog" --out compared
 """
 
 
@@ -25,6 +26,13 @@ def arguments(parser: Parser) -> None:
     parser.add_argument("models", nargs="+", metavar="MODEL", help="runs, checkpoints, folders, Hub ids")
     drawing.what(parser).add_argument("--out", type=Path, required=True, help="folder of the page and the pictures")
     group = drawing.how(parser)
+    group.add_argument(
+        "--lora",
+        type=Path,
+        action="append",
+        default=[],
+        help="a column for the first model with this LoRA (repeatable)",
+    )
     group.add_argument("--strength", type=float, action="append", help="a column for each, of a LoRA (repeatable)")
     group.add_argument("--dry-run", action="store_true", help="say which columns there would be")
 
@@ -32,7 +40,7 @@ def arguments(parser: Parser) -> None:
 def main(options: argparse.Namespace) -> int:
     from gesso.compare import columns, compare, prompts_of
 
-    wanted = columns(options.models, options.strength or ())
+    wanted = columns(options.models, options.strength or (), options.lora)
     if not options.prompt and options.prompts_file is None:
         options.prompt = list(prompts_of(options.models))
         if not options.prompt:

@@ -39,6 +39,7 @@ def how(parser: Parser) -> argparse._ArgumentGroup:
     group.add_argument("--like", default="", help="of a model in one file: the folder or Hub id it is arranged like")
     group.add_argument("--vae", default="", help="another autoencoder: folder, Hub id, or a model that has one")
     group.add_argument("--batch", type=int, default=1, help="pictures drawn at once: quicker on a GPU (default 1)")
+    group.add_argument("--engine", choices=("torch", "mindspore"), default="torch", help="what draws (torch)")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, npu")
     group.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"), help="(default auto)")
     return group
@@ -46,11 +47,13 @@ def how(parser: Parser) -> argparse._ArgumentGroup:
 
 def request(options: argparse.Namespace, model: str, **own: Any) -> Request:
     """What the common options ask for, with what else a verb has."""
-    from gesso.generate import Request
+    from gesso.generate import MOST, Request
 
     seeds = tuple(options.seed or (0,))
     if options.count < 1:
         raise RecipeError(f"--count is {options.count}, must be at least 1")
+    if options.count > MOST:
+        raise RecipeError(f"--count is {options.count}, must be at most {MOST:,}")
     if options.count > 1 and len(seeds) > 1:
         raise RecipeError("--count and several --seed are both given", todo="name each seed, or one seed to count from")
     same = ("negative", "steps", "guidance", "width", "height", "scheduler", "image", "denoise", "like", "vae", "batch")
@@ -59,6 +62,7 @@ def request(options: argparse.Namespace, model: str, **own: Any) -> Request:
         prompts=(*options.prompt, *_prompts(options.prompts_file)),
         out=options.out,
         seeds=tuple(range(seeds[0], seeds[0] + options.count)) if options.count > 1 else seeds,
+        engine=options.engine,
         device=options.device,
         precision=options.precision,
         **{name: getattr(options, name) for name in same},
@@ -71,8 +75,11 @@ def _prompts(file: Path | None) -> list[str]:
     if file is None:
         return []
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error.strerror
         raise RecipeError(f"the prompts cannot be read: {reason}", where=str(file)) from error
-    return [line.strip() for line in lines if line.strip()]
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise RecipeError("the file has no prompt", where=str(file), todo="write one a line")
+    return prompts

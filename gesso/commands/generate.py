@@ -34,7 +34,6 @@ def arguments(parser: Parser) -> None:
         "--handover", type=float, help="share of the noise that the model removes itself, such as 0.8; without it the "
         "refiner draws the last of each finished picture anew",
     )  # fmt: skip
-    group.add_argument("--engine", choices=("torch", "mindspore"), default="torch", help="what draws (torch)")
     group.add_argument("--dry-run", action="store_true", help="check everything, say what would be drawn and where")
     group.add_argument("--json", action="store_true", help="answer with the list of files as JSON")
 
@@ -53,7 +52,6 @@ def main(options: argparse.Namespace) -> int:
             words=tuple(options.words),
             refiner=options.refiner,
             handover=options.handover,
-            engine=options.engine,
         )
     )
     if options.dry_run and not options.json:

@@ -27,6 +27,7 @@ LABELS: dict[str, str] = {
     "guidance": "CFG scale",
     "seed": "Seed",
     "size": "Size",
+    "model_hash": "Model hash",
     "model": "Model",
 }
 """Keys of gesso and the web UI's labels for them, in the web UI's order; other keys follow under their own names."""

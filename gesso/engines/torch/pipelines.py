@@ -46,7 +46,7 @@ def made(models: Models, name: str) -> Any:
     own = models.scheduler
     if not name:
         return type(own).from_config(own.config)
-    sampler = samplers.read(name, type(own).__name__)
+    sampler = samplers.read(name, type(own).__name__, str(own.config.get("prediction_type", "")))
     try:
         return getattr(diffusers, sampler.kind).from_config(own.config, **sampler.options)
     except (ImportError, ValueError, NotImplementedError) as error:
@@ -68,6 +68,14 @@ def can_take(scheduler: Any, steps: int) -> None:
             f"{type(scheduler).__name__} cannot draw in {steps} steps: {error}",
             todo="ask for more steps, or for another scheduler",
         ) from error
+
+
+def seeded(scheduler: Any, seeds: Sequence[int]) -> None:
+    """Give a seed for each picture to a scheduler that draws its noise from seeds of its own (DPMSolverSDEScheduler):
+    diffusers would leave it to chance, and the same seed would not draw the same picture.
+    """
+    if "noise_sampler_seed" in scheduler.config and scheduler.config.noise_sampler_seed is None:
+        scheduler.noise_sampler_seed = seeds[0] if len(seeds) == 1 else list(seeds)
 
 
 def can_share(schedulers: Sequence[Any], steps: int, handover: float | None) -> None:

@@ -121,6 +121,8 @@ def _drawn(
 ) -> Any:
     """float [B, height, width, 3] in [0, 1] by one pipeline, or by two of which the second goes on with the latents."""
     first = group[0]
+    for pipe in pipes:
+        pipelines.seeded(pipe.scheduler, [each.seed for each in group])
     asked = {
         "num_inference_steps": first.steps,
         "guidance_scale": first.guidance,

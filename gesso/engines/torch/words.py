@@ -69,8 +69,3 @@ def attach(models: Models, encoders: Sequence[tuple[str, str]], tokens: Sequence
 def expanded(captions: Sequence[str], tokenizer: Any) -> list[str]:
     """The captions as diffusers' pipelines hand them to the tokenizer: "<dog>" as "<dog> <dog>_1" and so on."""
     return [str(TextualInversionLoaderMixin().maybe_convert_prompt(caption, tokenizer)) for caption in captions]
-
-
-def count(caption: str, tokenizer: Any) -> int:
-    """How many tokens a caption has, its two marks included, before any cut."""
-    return len(tokenizer(expanded([caption], tokenizer)[0]).input_ids)
