@@ -1,7 +1,10 @@
-"""The comparison with diffusers' scripts (benchmarks/peers): what of it can be tested without them."""
+"""The comparisons with diffusers' and mindone's scripts (benchmarks/peers): what can be tested without them."""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from importlib import import_module
@@ -25,7 +28,7 @@ def peers(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     path = list(sys.path)
     yield import_module("run")
     sys.path[:] = path
-    for name in {"run", "cases", "measure"} - before:
+    for name in {"run", "cases", "measure", "run_mindone", "cases_mindone", "tiny_models", "indices"} - before:
         sys.modules.pop(name, None)
 
 
@@ -43,8 +46,45 @@ def test_every_recipe_is_one(peers: ModuleType, tmp_path: Path) -> None:
     assert len(names) == len(peers.SD) + len(peers.SDXL)
 
 
+def test_every_recipe_against_mindone_is_one(peers: ModuleType, tmp_path: Path) -> None:
+    mindone = import_module("run_mindone")
+    bench = mindone.Mindone(tmp_path, tmp_path)
+    for compiled in (False, True):
+        bench.extra = mindone.COMPILED if compiled else mindone.EAGER
+        for case in (*mindone.SD, *mindone.SDXL):
+            recipe = load(bench.recipe(case, tmp_path, 6)).recipe
+            assert (recipe.engine, recipe.mindspore.compile) == ("mindspore", compiled)
+            assert ("--lora_rank" in case.flags) == (recipe.adapter.kind == "lora")
+            assert bool(recipe.prior.prompt) == ("--with_prior_preservation" in case.flags)
+    assert json.loads((bench.base(mindone.SDXL[0]) / "model_index.json").read_text())["text_encoder_2"]
+
+
 def test_there_is_an_index_for_every_pair_of_pictures(peers: ModuleType) -> None:
     assert np.gcd(peers.PICTURES, peers.CLASS_PICTURES) == 1
+    indices = import_module("indices").indices
+    rows = np.array([[2, 0, 5, 6], [1, 2, 4, 3]])  # of three pictures and four class pictures, whose ids are 3 to 6
+    found = indices(rows, (3, 4))
+    assert [k % 3 for k in found] == [2, 0, 1, 2]
+    assert [k % 4 for k in found] == [2, 3, 1, 0]
+    assert indices(rows, None) == [2, 0, 5, 6, 1, 2, 4, 3]
+
+
+def test_the_stand_in_for_datasets_reads_a_folder_of_captioned_pictures(peers: ModuleType, tmp_path: Path) -> None:
+    folder = peers.pictures(tmp_path / "pictures", 3, captions=True)
+    code = (
+        "import datasets, sys; from datasets import disable_caching, load_dataset; disable_caching()\n"
+        "data = load_dataset('imagefolder', data_files={'train': sys.argv[1] + '/**'}, cache_dir=None)['train']\n"
+        "seen = data.with_transform(lambda rows: {'sizes': [i.size for i in rows['image']], 'text': rows['text']})\n"
+        "print(len(data), data.column_names, seen[2]['sizes'], seen[2]['text'])\n"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code, str(folder)],
+        env={**os.environ, "PYTHONPATH": str(PEERS / "standins_mindone")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout.strip() == "3 ['image', 'text'] (64, 80) a photo of thing 2"
 
 
 @pytest.fixture

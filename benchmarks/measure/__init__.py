@@ -29,9 +29,11 @@ def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
     return [a / b for a, b in zip(ours, theirs, strict=True)]
 
 
-def heading(what: str, threads: int) -> str:
-    """What is measured, where, with which versions."""
-    names = ("torch", "diffusers", "transformers", "peft", "numpy")
+LIBRARIES = ("torch", "diffusers", "transformers", "peft", "numpy")
+
+
+def heading(what: str, threads: int, names: Sequence[str] = LIBRARIES) -> str:
+    """What is measured, where, with which versions of the libraries `names`."""
     libraries = ", ".join(f"{name} {version(name)}" for name in names)
     machine = f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}, Python {platform.python_version()}"
     return f"{what}\n{date.today()} · {machine} · threads: {threads}\n{libraries}\n"

@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import sys
 import time
+import tomllib
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,8 @@ import numpy as np
 
 from gesso.cli import main as gesso
 from gesso.data import batches
-from gesso.engines.torch.engine import Engine
+
+ENGINES = {"torch": "gesso.engines.torch.engine", "mindspore": "gesso.engines.mindspore.executor"}
 
 
 class Notes:
@@ -27,15 +30,15 @@ class Notes:
         self.times: list[float] = []
         self.cpu: list[float] = []
 
-    def listen(self) -> None:
-        step = Engine.step
+    def listen(self, kind: Any) -> None:
+        step = kind.step
 
-        def noted(engine: Engine, micro: Any, **rest: Any) -> Any:
+        def noted(engine: Any, micro: Any, **rest: Any) -> Any:
             self.times.append(time.perf_counter())
             self.cpu.append(time.process_time())
             return step(engine, micro, **rest)
 
-        Engine.step = noted
+        kind.step = noted
 
 
 class Draws:
@@ -45,8 +48,8 @@ class Draws:
         self.steps: dict[str, list[np.ndarray]] = {name: [] for name in ("eps", "posterior", "timesteps", "ids")}
         self.weights: dict[str, np.ndarray] = {}
 
-    def listen(self) -> None:
-        normals, attach, step = batches.normals, Engine.attach, Engine.step
+    def listen(self, kind: Any) -> None:
+        normals, attach, step = batches.normals, kind.attach, kind.step
 
         def noted_normals(seed: int, stream: str, *rest: Any) -> np.ndarray:
             found = normals(seed, stream, *rest)
@@ -54,19 +57,19 @@ class Draws:
                 self.steps["posterior"].append(found)
             return found
 
-        def noted_attach(engine: Engine, *arguments: Any, **rest: Any) -> Any:
+        def noted_attach(engine: Any, *arguments: Any, **rest: Any) -> Any:
             found = attach(engine, *arguments, **rest)
             self.weights = {f"weights/{name}": value.copy() for name, value in engine.read()["weights"].items()}
             return found
 
-        def noted_step(engine: Engine, micro: Any, **rest: Any) -> Any:
+        def noted_step(engine: Any, micro: Any, **rest: Any) -> Any:
             rows, coefficients = zip(*micro, strict=True)
             self.steps["eps"].append(np.concatenate([batch.eps_in for batch in rows]))
             self.steps["ids"].append(np.concatenate([batch.ids for batch in rows]))
             self.steps["timesteps"].append(np.concatenate([c.c_noise for c in coefficients]).astype(np.int64))
             return step(engine, micro, **rest)
 
-        batches.normals, Engine.attach, Engine.step = noted_normals, noted_attach, noted_step
+        batches.normals, kind.attach, kind.step = noted_normals, noted_attach, noted_step
 
     def write(self, path: Path) -> None:
         steps = {name: np.stack(found) for name, found in self.steps.items()}
@@ -76,9 +79,11 @@ class Draws:
 def main() -> int:
     recipe, path, *to = sys.argv[1:]
     notes, draws = Notes(), Draws()
-    notes.listen()
+    engine = tomllib.loads(Path(recipe).read_text(encoding="utf-8")).get("engine", "torch")
+    kind = import_module(ENGINES[engine]).Engine
+    notes.listen(kind)
     if to:
-        draws.listen()
+        draws.listen(kind)
     code = gesso(["train", recipe])
     if code == 0:
         Path(path).write_text(json.dumps(vars(notes)), encoding="utf-8")

@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import tomlkit
@@ -33,7 +34,7 @@ TOLERANCE = 1e-5
 SIDE, HEIGHT = 64, 80
 """Pixels of what is trained on, and of the pictures' longer side: they are cropped, and not resized."""
 PICTURES, CLASS_PICTURES = 32, 33
-"""Without a common divisor; see `Fed.order` in script.py."""
+"""Without a common divisor; see indices.py."""
 STEPS = 8
 """Of the comparison of losses: one epoch of pictures in batches of 4."""
 WARM_UP = 5
@@ -73,6 +74,10 @@ def run(command: Sequence[str | Path], log: Path) -> tuple[float, float]:
 class Bench:
     """The folders that every case uses, and the two ways to train in them."""
 
+    runner = "script.py"
+    extra: Mapping[str, object] = MappingProxyType({})
+    """Of gesso's recipes, beside what the cases say."""
+
     def __init__(self, folder: Path, scripts: Path) -> None:
         self.folder, self.scripts, self.runs = folder, scripts, 0
         self.captioned = pictures(folder / "captioned", PICTURES, captions=True)
@@ -84,13 +89,17 @@ class Bench:
         changed = "".join(f"-{value}" for value in case.scheduler.values())
         base = self.folder / f"base-{case.model}{changed}"
         if not base.exists():
-            if case.model == "sdxl":
-                run(["-m", "gesso.engines.torch.demo.blank_xl", base], self.folder / "base.log")
-            else:
-                shutil.copytree(HERE.parents[1] / "gesso" / "demo" / "assets" / "tiny", base)
+            self.blank(case, base)
             path = base / "scheduler" / "scheduler_config.json"
             path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **case.scheduler}), encoding="utf-8")
         return base
+
+    def blank(self, case: Case, base: Path) -> None:
+        """Put the model into `base`, a new folder."""
+        if case.model == "sdxl":
+            run(["-m", "gesso.engines.torch.demo.blank_xl", base], self.folder / "base.log")
+        else:
+            shutil.copytree(HERE.parents[1] / "gesso" / "demo" / "assets" / "tiny", base)
 
     def fresh(self) -> Path:
         """A new folder for one training."""
@@ -124,6 +133,7 @@ class Bench:
             "optim": {"lr": case.lr, **own.get("optim", {})},
             "save": {"every": 0},
             "track": {"console": "none"},
+            **self.extra,
         }
         path = folder / "recipe.toml"
         path.write_text(tomlkit.dumps(whole), encoding="utf-8")
@@ -157,7 +167,7 @@ class Bench:
     def script(self, case: Case, folder: Path, steps: int, *rest: str | Path) -> tuple[list[float], Took]:
         """Train by the script; its losses, and what it took."""
         notes = folder / "notes.json"
-        command = [HERE / "script.py", self.scripts / f"{case.script}.py", notes, *rest]
+        command = [HERE / self.runner, self.scripts / f"{case.script}.py", notes, *rest]
         whole, memory = run([*command, "--", *self.flags(case, folder, steps)], folder / "script.log")
         return json.loads(notes.read_text(encoding="utf-8"))["losses"], took(notes, whole, memory)
 

@@ -28,6 +28,7 @@ import torch
 import transformers
 from diffusers.loaders.peft import PeftAdapterMixin
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from indices import indices
 from transformers.integrations.peft import PeftAdapterMixin as TextPeftAdapterMixin
 
 assert datasets  # imported before the stand-in is there, so that it does not take it for the real torchvision
@@ -81,19 +82,6 @@ class Fed:
         assert len(np.unique(self.draws["ids"])) == np.prod(ids), "more than one epoch"
         return iter(torch.from_numpy(rows).split(batch))
 
-    def order(self) -> list[int]:
-        """The pictures by index.
-
-        DreamBooth's scripts take an index modulo the number of pictures, and modulo the number of class pictures: where
-        these have no common divisor, there is an index for every pair.
-        """
-        ids = self.draws["ids"]
-        if not self.pairs:
-            return [int(row) for row in ids.reshape(-1)]
-        instances, classes = self.pairs
-        pairs = ((int(i), int(c) - instances) for row in ids for i, c in zip(*np.split(row, 2), strict=True))
-        return [next(k for k in range(i, instances * classes, instances) if k % classes == c) for i, c in pairs]
-
     def feed(self) -> None:
         self._randoms()
         self._data()
@@ -123,10 +111,11 @@ class Fed:
     def _data(self) -> None:
         from torchvision import transforms
 
+        order = indices(self.draws["ids"], self.pairs)
         loader, iterdir, listdir = torch.utils.data.DataLoader.__init__, Path.iterdir, os.listdir
 
         def ordered(self_: Any, *arguments: Any, shuffle: bool = False, **rest: Any) -> None:
-            loader(self_, *arguments, **rest, **({"sampler": self.order()} if shuffle else {}))
+            loader(self_, *arguments, **rest, **({"sampler": order} if shuffle else {}))
 
         torch.utils.data.DataLoader.__init__ = ordered
         Path.iterdir = lambda folder: iter(sorted(iterdir(folder)))

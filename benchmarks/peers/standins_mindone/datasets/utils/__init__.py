@@ -1,0 +1,3 @@
+from datasets.utils import logging
+
+__all__ = ["logging"]

@@ -1,0 +1,5 @@
+import logging
+
+
+def get_logger() -> logging.Logger:
+    return logging.getLogger("datasets")
