@@ -33,11 +33,11 @@ MINDSPORE := .venv-mindspore
 
 mindspore-test: $(MINDSPORE)/.ready
 	@echo "tests: the MindSpore engine"
-	@$(MINDSPORE)/bin/python -m pytest -m "not slow" tests/mindspore
+	@$(MINDSPORE)/bin/python -m pytest -n 2 -m "not slow" tests/mindspore
 
 mindspore-test-all: $(MINDSPORE)/.ready
 	@echo "tests: all of the MindSpore engine"
-	@$(MINDSPORE)/bin/python -m pytest tests/mindspore
+	@$(MINDSPORE)/bin/python -m pytest -n 2 tests/mindspore
 
 lint: $(READY)
 	@echo "lint"

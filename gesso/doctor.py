@@ -97,8 +97,23 @@ def examine(engine: str = "torch") -> Report:
     """Look at everything that the engine needs; takes as long as importing its framework does."""
     found, devices = _devices() if engine == "torch" else _mindspore()
     without = TORCH_SIDE if engine == "mindspore" else ()
+    found = [*found, *_other(engine)]
     findings = (*_python(), *_libraries(without), *found, *_base(), *_memory(), *_disks(), *_variables())
     return Report(findings=findings, devices=tuple(devices))
+
+
+def _other(engine: str) -> Iterator[Finding]:
+    """That the environment is the other engine's, where it looks so."""
+    own, other = ("torch", "mindspore") if engine == "torch" else ("mindspore", "torch")
+    try:
+        here = version(other)
+    except PackageNotFoundError:
+        return
+    try:
+        version(own)
+    except PackageNotFoundError:
+        text = f'{other} {here} is here, and {own} is not: this environment is for engine = "{other}"'
+        yield Finding(about="engine", text=text, state="note", fix=f"gesso doctor --engine {other}")
 
 
 def _python() -> Iterator[Finding]:

@@ -31,6 +31,10 @@ LENGTH = "schedule.steps"
 BETAS = "schedule_free.betas"
 """Stands for optim.betas where the optimiser is schedule-free."""
 
+ENGINES = "engines"
+"""Stands for engine where both are real ones, each of which reads the other's checkpoints."""
+REAL = ("torch", "mindspore")
+
 TABLE: tuple[Rule, ...] = (
     Rule("train.steps", "allowed", "the run ends earlier or later"),
     Rule(LENGTH, "warned", "the learning rate follows a schedule of another length from here"),
@@ -75,6 +79,8 @@ TABLE: tuple[Rule, ...] = (
     Rule("optim.clip", "warned", "the run takes another course from here"),
     Rule("objective.*", "warned", "the run takes another course from here, and losses do not compare"),
     Rule("torch.*", "warned", "the last digits of the numbers differ from here"),
+    Rule("mindspore.*", "warned", "the last digits of the numbers differ from here"),
+    Rule(ENGINES, "warned", "the last digits of the numbers differ from here, and dropout is drawn otherwise"),
     Rule("seed", "refused", "order, noise and timesteps follow from it"),
     Rule("data", "refused", "the pictures or captions are others"),
     Rule("data.*", "refused", "the pictures or captions are others"),
@@ -112,13 +118,18 @@ def compatible(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[list[str
         before, after = ({**each, LENGTH: each.get("train.steps")} for each in (before, after))
     if _averaging(before) and _averaging(after):
         before, after = ({**each, BETAS: each.get("optim.betas")} for each in (before, after))
+    if {before.get("engine"), after.get("engine")} <= set(REAL):
+        before, after = (
+            {**{key: value for key, value in each.items() if key != "engine"}, ENGINES: each["engine"]}
+            for each in (before, after)
+        )
     warnings, refusals = [], []
     for key in sorted(before.keys() | after.keys()):
         was, now = before.get(key), after.get(key)
         rule = decide(key)
         if was == now or rule.decision == "allowed":
             continue
-        shown = {LENGTH: "train.steps", BETAS: "optim.betas"}.get(key, key)
+        shown = {LENGTH: "train.steps", BETAS: "optim.betas", ENGINES: "engine"}.get(key, key)
         change = f"{shown} was {_shown(was)} and is now {_shown(now)}: {rule.why}"
         if rule.decision == "warned":
             warnings.append(change)

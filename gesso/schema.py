@@ -331,6 +331,12 @@ class TorchEngine(Table):
     compile: bool = Field(False, description="torch.compile the denoiser")
 
 
+class MindSporeEngine(Table):
+    compile: bool = Field(
+        False, description="make a graph of the denoiser's training pass: a slow first step, then quicker ones"
+    )
+
+
 class Recipe(Table):
     """A whole run."""
 
@@ -355,6 +361,7 @@ class Recipe(Table):
     hub: Hub = Hub()
     cache: Cache = Cache()
     torch: TorchEngine = TorchEngine()
+    mindspore: MindSporeEngine = MindSporeEngine()
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, populate_by_name=True)
 

@@ -42,7 +42,7 @@ def test_the_noise_is_pytorchs(seed: int, size: tuple[int, ...]) -> None:
 
 def test_versions_are_told_in_one_sentence() -> None:
     def here(name: str) -> str:
-        known = {"mindspore": "2.10.0", "numpy": "2.4.6", "transformers": "4.57.1"}
+        known = {"mindspore": "2.10.0", "numpy": "2.4.6", "transformers": "4.57.1", "huggingface-hub": "0.36.2"}
         if name not in known:
             raise PackageNotFoundError(name)
         return known[name]
@@ -52,7 +52,10 @@ def test_versions_are_told_in_one_sentence() -> None:
         "MindSpore is built for numpy 1 and dies at random with numpy 2"
     )
     good = {"mindspore": "2.10.0", "mindone": "0.5.0", "numpy": "1.26.4", "transformers": "4.57.1"}
+    good["huggingface-hub"] = "0.36.2"
     assert versions.problem(good.__getitem__) is None
+    mixed = versions.problem({**good, "huggingface-hub": "2.4.0"}.__getitem__)
+    assert str(mixed).startswith('engine = "mindspore": huggingface-hub is 2.4.0, but must be at least')
     with pytest.raises(DeviceError, match="mindspore is not installed"):
         versions.check()
 
@@ -65,6 +68,14 @@ def test_versions_are_told_in_one_sentence() -> None:
         ({"optim": {"name": "adamw_8bit"}}, 'optim.name = "adamw_8bit"; it has adamw, adam and sgd'),
         ({"train": {"device": "cuda"}}, 'train.device = "cuda"; it has auto, cpu and npu'),
         ({"torch": {"compile": True}}, 'torch.compile has no effect with engine = "mindspore"'),
+        (
+            {"mindspore": {"compile": True}, "adapter": {"dropout": 0.1}},
+            "one graph for all steps, and dropout is drawn",
+        ),
+        (
+            {"mindspore": {"compile": True}, "train": {"gradient_checkpointing": True}},
+            "been seen to work with mindspore",
+        ),
     ],
 )
 def test_what_it_does_not_have_is_said_at_the_start(

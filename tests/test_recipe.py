@@ -243,6 +243,7 @@ def test_what_is_wrong_with_flags(tmp_path: Path, flags: list[str], said: str) -
         ),
         ("--cache.path x --cache.latents false --cache.text false", "cache.path has no effect"),
         ("--engine reference --torch.compile", 'torch.compile has no effect with engine = "reference"'),
+        ("--mindspore.compile", 'mindspore.compile has no effect with engine = "torch"'),
     ],
 )
 def test_rules_between_keys(tmp_path: Path, flags: str, said: str) -> None:

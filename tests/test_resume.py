@@ -65,6 +65,15 @@ def test_what_may_change_on_resume(key: str, value: object, decision: str) -> No
         assert "start a new run with --out" in refusals[0]
 
 
+def test_the_real_engines_read_one_another_and_the_reference_reads_neither() -> None:
+    for old, new in (("torch", "mindspore"), ("mindspore", "torch")):
+        (warning,), refusals = compatible({**BASE, "engine": old}, {**BASE, "engine": new})
+        assert refusals == []
+        assert warning.startswith(f'engine was "{old}" and is now "{new}": the last digits')
+        assert compatible({**BASE, "engine": old}, {**BASE, "engine": old}) == ([], [])
+        assert len(compatible({**BASE, "engine": "reference"}, {**BASE, "engine": new})[1]) == 1
+
+
 def test_another_base_is_named_by_its_part_and_its_name_not_by_hashes() -> None:
     old = {**BASE, "base.unet": "a" * 64, "model.base": "tiny"}
     warnings, (refusal,) = compatible(old, {**old, "base.unet": "b" * 64, "model.base": "other"})
@@ -117,7 +126,7 @@ def test_every_recipe_key_has_a_row_and_every_row_is_used() -> None:
         "train.epochs",
         "optim.text_encoder_lr",
     ]
-    keys += ["optim.token_lr", "optim.beta3", "rules.0.match", "tokens.0.name", resume.BETAS]
+    keys += ["optim.token_lr", "optim.beta3", "rules.0.match", "tokens.0.name", resume.BETAS, resume.ENGINES]
     assert [key for key in keys if resume.decide(key) not in resume.TABLE] == []
     used = {resume.decide(key).pattern for key in keys}
     assert {rule.pattern for rule in resume.TABLE} - used == set()

@@ -19,6 +19,7 @@ examples:
   gesso demo
   gesso demo captions --full
   gesso demo subject --out runs/first --train.steps 100
+  gesso demo --engine mindspore --out runs/demo-mindspore
 """
 
 

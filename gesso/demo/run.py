@@ -130,7 +130,7 @@ def questions_of(name: str) -> tuple[Question, ...]:
 def verdict(out: Path, listeners: Listeners, *, questions: Sequence[Question]) -> list[Section]:
     """Ask the base and the trained model the same questions with the same seeds, and let the judge answer."""
     oracle, rows = Oracle(), []
-    before, after = engine_of("tiny"), engine_of(str(out))
+    before, after = engine_of("tiny", engine_name(out)), engine_of(str(out))
     learned, kept = True, True
     for number, question in enumerate(questions):
         listeners.progress("questions to the model before and after", number, len(questions))
@@ -155,11 +155,16 @@ def verdict(out: Path, listeners: Listeners, *, questions: Sequence[Question]) -
     return [Section("Measured", Verdict(rows=rows, sentence=sentence))]
 
 
-def engine_of(model: str) -> Engine:
-    """An engine that draws with a model, its LoRA on top where it is one; a run's own engine."""
-    source, settings = resolve(model), Path(model) / "effective.json"
-    own = json.loads(settings.read_text(encoding="utf-8"))["engine"]["value"] if settings.is_file() else "torch"
-    engine = create_engine(Recipe(engine=own))
+def engine_name(run_folder: Path) -> str:
+    """What executed the run that left this folder; PyTorch's where it is no run's."""
+    settings = run_folder / "effective.json"
+    return str(json.loads(settings.read_text(encoding="utf-8"))["engine"]["value"]) if settings.is_file() else "torch"
+
+
+def engine_of(model: str, name: str = "") -> Engine:
+    """An engine that draws with a model, its LoRA on top where it is one; a run's own engine where none is named."""
+    source = resolve(model)
+    engine = create_engine(Recipe.model_validate({"engine": name or engine_name(Path(model))}))
     engine.load(source.folder, find(source.pipeline))
     if source.lora:
         engine.add_lora(source.lora)

@@ -23,7 +23,7 @@ ALIKE = (
     "engine", "model.base", "model.train", "adapter.kind", "train.batch", "train.micro_batch", "train.resolution",
     "train.buckets", "train.precision", "train.gradient_checkpointing", "train.device", "train.caption_chunks",
     "optim.name", "objective.dream", "prior.prompt", "prior.kind", "torch.threads", "torch.compile",
-    "torch.channels_last",
+    "torch.channels_last", "mindspore.compile",
 )  # fmt: skip
 """What two recipes must have in common for a step of one to take as long as one of the other, nearly."""
 LEAST = 5

@@ -173,10 +173,13 @@ class Draft:
         self._extra.append(Entry(key=key or self.source, value=None, fate="unsupported", to={}, note=text))
 
     def own(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """What of `given` is the source's. Dotted names are keys of the recipe, which win over what the source says."""
+        """What of `given` is the source's. Dotted names are keys of the recipe, which win over what the source says.
+
+        So is `engine`, which no script has: the same command for MindSpore.
+        """
         rest: dict[str, Any] = {}
         for name, value in given.items():
-            if "." not in name or name in self.rows or name.startswith('"'):
+            if ("." not in name and name != "engine") or name in self.rows or name.startswith('"'):
                 rest[name] = value
                 continue
             key = lookup(name)

@@ -103,7 +103,10 @@ DRAW: dict[str, Row] = {
     "seed": joins("--seed", "whole", default=42, why=ONE),
     "log_level": LOGS,
 }
-DRAW_OWN: dict[str, Row] = {"like": joins("--like", why="gesso's own: a folder or Hub id that lends what a file lacks")}
+DRAW_OWN: dict[str, Row] = {
+    "like": joins("--like", why="gesso's own: a folder or Hub id that lends what a file lacks"),
+    "engine": maps("--engine", choices={"torch": "torch", "mindspore": "mindspore"}, why="gesso's own: what draws"),
+}
 DRAW_LATER: dict[str, Row] = {
     "ms_mode": harmless("graph or eager mode: no result depends on it", "whole"),
     "jit_level": SPEED,

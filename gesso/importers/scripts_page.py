@@ -25,7 +25,7 @@ kept in the run folder as `command.toml`, and trained. The same command again go
 
 * `--dry-run` shows the recipe and what would be done, and writes no run folder.
 * Keys of the recipe ([recipe.md](recipe.md)) may stand among the flags of a training script, and win:
-  `--train.buckets`, `--sample.steps=30`; `--model.like=FOLDER` for a model in one file.
+  `--train.buckets`, `--sample.steps=30`; `--model.like=FOLDER` for a model in one file. So may `--engine=mindspore`.
 * A script's defaults are kept, but for the faults below. Steps are optimiser steps, and a batch is pictures on a device
   × accumulation × devices of the launcher.
 * A misspelt flag stops with the nearest name. So do flags that contradict each other, missing ones, and numbers that

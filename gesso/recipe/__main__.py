@@ -44,6 +44,7 @@ WORDS = {
     "hub": "The finished run on the Hub, where you ask for it.",
     "cache": "Encoded pictures and captions, kept so that they are made once.",
     "torch": "What only the PyTorch engine has.",
+    "mindspore": "What only the MindSpore engine has.",
 }
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
+from gesso import samplers
+from gesso.errors import RecipeError
 from gesso.recipe.keys import Problem
 from gesso.schema import Recipe
 
 ADAPTERS = ("lora", "ti", "none")
 OPTIMIZERS = ("adamw", "adam", "sgd")
 DEVICES = ("auto", "cpu", "npu")
+"""And npu:1, one of several."""
 
 
 def broken(recipe: Recipe) -> Iterator[Problem]:
@@ -18,11 +22,44 @@ def broken(recipe: Recipe) -> Iterator[Problem]:
     refused = {
         "adapter.kind": (kind in ADAPTERS, f'adapter.kind = "{kind}"; it has {_list(ADAPTERS)}'),
         "optim.name": (optim in OPTIMIZERS, f'optim.name = "{optim}"; it has {_list(OPTIMIZERS)}'),
-        "train.device": (train.device in DEVICES, f'train.device = "{train.device}"; it has {_list(DEVICES)}'),
+        "train.device": (
+            re.sub(r"^npu:\d+$", "npu", train.device) in DEVICES,
+            f'train.device = "{train.device}"; it has {_list(DEVICES)}',
+        ),
     }
     for key, (known, what) in refused.items():
         if not known:
             yield Problem(text=f"the MindSpore engine does not have {what}", keys=(key, "engine"))
+    if why := _undrawable(recipe.sample.scheduler):
+        text = f'the MindSpore engine cannot draw with sample.scheduler = "{recipe.sample.scheduler}": {why}'
+        yield Problem(text=f"{text}; choose another", keys=("sample.scheduler", "engine"))
+    if recipe.mindspore.compile:
+        yield from _uncompiled(recipe)
+
+
+def _uncompiled(recipe: Recipe) -> Iterator[Problem]:
+    """What a graph, which is made once, would get wrong."""
+    dropping = [f"rules.{index}.dropout" for index, rule in enumerate(recipe.rules) if rule.dropout]
+    dropping += ["adapter.dropout"] if recipe.adapter.dropout else []
+    if dropping:
+        yield Problem(
+            text="mindspore.compile makes one graph for all steps, and dropout is drawn anew in every step; "
+            f"leave out mindspore.compile or {dropping[0]}",
+            keys=(dropping[0], "mindspore.compile"),
+        )
+    if recipe.train.gradient_checkpointing:
+        yield Problem(
+            text="train.gradient_checkpointing has not been seen to work with mindspore.compile; leave out one of them",
+            keys=("train.gradient_checkpointing", "mindspore.compile"),
+        )
+
+
+def _undrawable(scheduler: str) -> str:
+    """Why this engine cannot draw with a scheduler, or ""; what is the name of none is said of every engine."""
+    try:
+        return samplers.NO_MINDSPORE.get(samplers.read(scheduler).kind, "") if scheduler else ""
+    except RecipeError:
+        return ""
 
 
 def _list(names: tuple[str, ...]) -> str:

@@ -179,6 +179,7 @@ def _of_parts(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], bool, str, *tup
     train = recipe.train
     real, reason = recipe.engine != "reference", f'with engine = "{recipe.engine}"'
     yield _others("torch", ""), recipe.engine == "torch", reason, "engine"
+    yield _others("mindspore", ""), recipe.engine == "mindspore", reason, "engine"
     yield ("train.gradient_checkpointing",), real, reason, "engine"
     yield ("train.precision",), real or train.precision in ("auto", "fp32"), reason, "engine"
     yield ("train.device",), real or train.device in ("auto", "cpu"), reason, "engine"

@@ -24,13 +24,15 @@ from gesso.objective.losses import Loss
 from gesso.objective.objective import Objective
 from gesso.objective.own import from_scheduler
 from gesso.objective.weightings import Weighting
-from gesso.schema import TorchEngine
+from gesso.schema import Table, TorchEngine
 
 STEPS, ROWS, SIDE = 20, 3, 16
 CAPTIONS = ("a cat", "an apple on a red background", "", "a toy of <it>", "seven <it>")
 UNET = ("to_q", "to_v", "to_out.0")
 TEXT = ("q_proj", "out_proj")
 LINEAR = {"unet": UNET}
+REST = ("conv1", "conv2", "proj_in", "conv_shortcut", "ff.net.0.proj", "ff.net.2")
+"""What the demo's recipe adapts besides attention, and more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +55,7 @@ class Case:
     steps: int = STEPS
 
 
+PLAIN = TorchEngine()
 WORD = (Token(name="<it>", init="thing", vectors=2),)
 BOTH = {"unet": 1e-3, "text_encoder": 5e-4}
 ALL = {**BOTH, "text_encoder_2": 5e-4}
@@ -66,7 +69,7 @@ V = Objective(
 )
 CASES: dict[str, Case] = {
     "lora": Case(targets=LINEAR),
-    "lora of convolutions": Case(targets={"unet": ("conv1", "conv2", "proj_in", "conv_shortcut")}, mask=True),
+    "lora of the rest": Case(targets={"unet": REST}, mask=True),
     "lora of all": Case(targets={**LINEAR, "text_encoder": TEXT}, lr=BOTH, micro=1),
     "full": Case(parts=("unet",), lr=FULL),
     "full of all": Case(parts=("unet", "text_encoder"), lr=FULL),
@@ -93,9 +96,11 @@ def place(name: str, kind: str) -> Path:
     return stem.with_suffix(f".{kind}") if kind in ("json", "safetensors") else Path(f"{stem}-{kind}.safetensors")
 
 
-def run(name: str, case: Case, bases: Mapping[str, Path]) -> tuple[dict[str, Any], dict[str, Array]]:
+def run(
+    name: str, case: Case, bases: Mapping[str, Path], options: Table = PLAIN
+) -> tuple[dict[str, Any], dict[str, Array]]:
     """Loss and gradient norm of every step, what the start and the end say of one batch; and adapters and words."""
-    engine = begun(name, case, bases)
+    engine = begun(name, case, bases, options)
     numbers: dict[str, Any] = {"loss": [], "norm": []}
     for step in range(case.steps):
         result = take(engine, case, step)
@@ -109,10 +114,10 @@ def run(name: str, case: Case, bases: Mapping[str, Path]) -> tuple[dict[str, Any
     return numbers, kept
 
 
-def begun(name: str, case: Case, bases: Mapping[str, Path]) -> Engine:
+def begun(name: str, case: Case, bases: Mapping[str, Path], options: Table = PLAIN) -> Engine:
     """The engine `name` with all attached, and starting values of adapters that do not depend on it."""
     create = import_module(f"gesso.engines.{name}.engine").create
-    engine: Engine = create(TorchEngine(), device="cpu", precision=case.precision, checkpointing=case.checkpointing)
+    engine: Engine = create(options, device="cpu", precision=case.precision, checkpointing=case.checkpointing)
     family = find(PIPELINES[case.family])
     engine.load(bases[case.family], family, parts=case.parts)
     lora = Adapter(rank=2, alpha=3.0, targets=case.targets) if case.targets else None
@@ -122,7 +127,7 @@ def begun(name: str, case: Case, bases: Mapping[str, Path]) -> Engine:
         if "lora" in key:
             noise = generator(0, f"start {key}").standard_normal(value.shape, dtype=np.float32)
             weights[key] = noise * np.float32(0.5 if "lora_A" in key else 0.05)
-    engine.write({"weights": weights})
+    engine.write({"weights": weights, **({"ema": weights} if case.optim.ema else {})})
     return engine
 
 
@@ -160,7 +165,7 @@ def made(engine: Engine, case: Case, step: int) -> tuple[Batch, Coefficients]:
     return batch, case.objective.at(rng.integers(20, 980, ROWS))
 
 
-SCHEDULERS = ("", "DDIM", "Euler", "Euler a", "DPM++ 2M Karras", "UniPC", "Heun", "PLMS", "LMS")
+SCHEDULERS = ("", "DDIM", "DDPM", "Euler", "Euler a", "DPM++ 2M Karras", "UniPC", "Heun", "PLMS", "LMS")
 
 
 def answers(name: str, family: str, base: Path) -> dict[str, Array]:

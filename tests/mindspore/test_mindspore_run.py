@@ -121,6 +121,20 @@ def test_mindone_draws_the_runs_picture_from_the_model_it_left(tmp_path: Path, b
     assert np.abs(first - drawn).max() > 5
 
 
+def test_the_demo_runs_where_there_is_no_pytorch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its class pictures, its layers, its verdict; what it learns is in test_mindspore_learning.py."""
+    from gesso.demo import run
+
+    question = run.Question(what="a cat on a red background", asked=(("a cat on a red background", "cat"),))
+    monkeypatch.setattr(run, "questions_of", lambda _: (question,))
+    monkeypatch.setattr(run, "STEPS", 8)
+    out = tmp_path / "out"
+    short = "--train.steps 1 --optim.warmup 0 --prior.pictures 1 --prior.sampling_steps 1 --sample.prompts []"
+    flags = [*short.split(), "--validate.timesteps", "1", "--engine", "mindspore"]
+    assert run.main("subject", out=str(out), flags=flags) == Exit.DONE
+    assert "1 of 1" in (out / "report.html").read_text(encoding="utf-8")
+
+
 def test_half_precision_follows_full(bases: dict[str, Path]) -> None:
     """fp16 on a CPU, of weights and of adapters on frozen half-precision weights: near the fp32 run."""
     for name in ("full", "lora"):

@@ -147,8 +147,9 @@ def _wrapped(net: Any, part: str, name: str) -> Lora:
     for step in path:
         owner = owner.name_cells()[step]
     cell = Lora(f"{part}.{name}", owner.name_cells()[last])
-    if isinstance(owner, nn.CellList | nn.SequentialCell):
-        owner[int(last)] = cell
+    if isinstance(owner, nn.CellList):
+        # owner[int(last)] = cell reads positions off the names of parameters, and stumbles over those of adapters.
+        owner.insert_child_to_cell(last, cell)
     else:
         setattr(owner, last, cell)
     return cell

@@ -2,6 +2,9 @@
 
 mindone builds on `mindspore.mint`, most of which exists for Ascend alone. Its networks look the functions up when they
 are called, so that replacing them in the module is enough. Nothing here is used on an Ascend NPU.
+
+What a network calls is written in the Python that MindSpore's compiler of graphs takes too (`[mindspore] compile`):
+no generators, caches or numpy.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from typing import Any
 
 import mindspore as ms
 import numpy as np
+from mindone.diffusers.models.activations import GEGLU
 from mindspore import mint, ops
 
 Pair = Sequence[int] | int
@@ -24,6 +28,7 @@ def install() -> None:
     mint.nn.LayerNorm.construct = _layer_norm_cell
     mint.nn.Embedding.construct = _embedding
     mint.nn.GELU.construct = _gelu_cell
+    GEGLU.construct = _geglu
     functional = mint.nn.functional
     functional.layer_norm, functional.gelu, functional.pad = _layer_norm, _gelu, _pad
     functional.conv2d, functional.mse_loss = _conv2d, ops.mse_loss
@@ -31,6 +36,7 @@ def install() -> None:
     mint.arange, mint.linspace, mint.stack, mint.chunk = _arange, _linspace, _stack, _chunk
     mint.zeros_like, mint.ones_like, mint.repeat_interleave = ops.zeros_like, ops.ones_like, ops.repeat_interleave
     mint.baddbmm, mint.outer, mint.nonzero = _baddbmm, _outer, _nonzero
+    ms.Tensor.nonzero = _nonzero  # which DDPM's scheduler asks for a tuple
 
 
 def _conv2d_cell(self: Any, input: ms.Tensor) -> ms.Tensor:
@@ -50,14 +56,15 @@ def _conv2d(
     strides, pads, dilations = _two(stride), _two(padding), _two(dilation)
     if groups != 1 or dilations != (1, 1):
         return ops.conv2d(input, weight, bias, strides, "pad", pads, dilations, groups)
-    batch, channels, *size = input.shape
-    out, _, *kernel = weight.shape
-    high, wide = ((s + 2 * p - k) // d + 1 for s, p, k, d in zip(size, pads, kernel, strides, strict=True))
-    if kernel == [1, 1] and strides == (1, 1) and pads == (0, 0):
+    batch, channels, height, width = input.shape
+    out, _, tall, broad = weight.shape
+    high = (height + 2 * pads[0] - tall) // strides[0] + 1
+    wide = (width + 2 * pads[1] - broad) // strides[1] + 1
+    if tall == 1 and broad == 1 and strides == (1, 1) and pads == (0, 0):
         patches = input.reshape(batch, channels, high * wide)
     else:
-        patches = ops.unfold(input, tuple(kernel), 1, pads, strides)
-        patches = patches.reshape(batch, channels * kernel[0] * kernel[1], high * wide)
+        patches = ops.unfold(input, (tall, broad), 1, pads, strides)
+        patches = patches.reshape(batch, channels * tall * broad, high * wide)
     product = ops.matmul(weight.reshape(out, -1), patches)
     if bias is not None:
         product = product + bias.reshape(1, out, 1)
@@ -82,12 +89,7 @@ def _layer_norm(
     shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
     weight = ops.ones(shape, input.dtype) if weight is None else weight
     bias = ops.zeros(shape, input.dtype) if bias is None else bias
-    return _norm(len(shape), float(eps))(input, weight, bias)[0]
-
-
-@cache
-def _norm(axes: int, eps: float) -> Any:
-    return ops.LayerNorm(begin_norm_axis=-axes, begin_params_axis=-axes, epsilon=eps)
+    return ops.LayerNorm(-len(shape), -len(shape), eps)(input, weight, bias)[0]
 
 
 def _embedding(self: Any, input: ms.Tensor) -> ms.Tensor:
@@ -96,6 +98,13 @@ def _embedding(self: Any, input: ms.Tensor) -> ms.Tensor:
 
 def _gelu(input: ms.Tensor, *, approximate: str = "none") -> ms.Tensor:
     return ops.gelu(input, approximate)
+
+
+def _geglu(self: Any, hidden_states: ms.Tensor) -> ms.Tensor:
+    """As mindone's, whose Tensor.chunk the CPU has in eager mode alone."""
+    both = self.proj(hidden_states)
+    hidden, gate = ops.split(both, both.shape[-1] // 2, -1)
+    return hidden * self.gelu(gate)
 
 
 def _gelu_cell(self: Any, input: ms.Tensor) -> ms.Tensor:
@@ -121,7 +130,7 @@ def _stack(tensors: Sequence[ms.Tensor], dim: int = 0) -> ms.Tensor:
 
 
 def _chunk(input: ms.Tensor, chunks: int, dim: int = 0) -> Sequence[ms.Tensor]:
-    size = -(-input.shape[dim] // chunks)
+    size = (input.shape[dim] + chunks - 1) // chunks
     return ops.split(input, size, dim)  # type: ignore[no-any-return]
 
 

@@ -8,22 +8,26 @@ from typing import Any
 
 from gesso.errors import DeviceError
 
+ASCEND = "Ascend"
+NO_BF16 = "it has no matrix product in bfloat16 there, nor much else"
+"""Of its CPU; every other device has every precision."""
+
 
 def devices() -> list[dict[str, Any]]:
     """Every device that can train, best first: name, description, total memory in bytes (None: shared), precisions."""
     import mindspore as ms
 
     found: list[dict[str, Any]] = []
-    if _has_ascend():
+    for index in range(_ascends()):
+        # Asked of Ascend by name: what is asked of no device is asked of the one in use, which may be the CPU.
         found.append(
             {
-                "name": "npu",
-                "description": f"Ascend NPU, {ms.hal.get_device_name(0)}",
-                "memory": ms.hal.get_device_properties(0).total_memory,
+                "name": f"npu:{index}",
+                "description": f"Ascend NPU, {ms.hal.get_device_name(index, ASCEND)}",
+                "memory": ms.hal.get_device_properties(index, ASCEND).total_memory or None,  # 0 until it is in use
                 "precisions": ["fp32", "fp16", "bf16"],
             }
         )
-    # MindSpore's CPU has no product of matrices in bfloat16.
     found.append({"name": "cpu", "description": "cpu", "memory": None, "precisions": ["fp32", "fp16"]})
     return found
 
@@ -32,6 +36,7 @@ def choose(device: str, precision: str) -> tuple[str, str, str]:
     """(device, effective precision, description) for what a recipe asks; DeviceError when it is not there."""
     seen = devices()
     wanted = seen[0]["name"] if device == "auto" else device
+    wanted = "npu:0" if wanted == "npu" else wanted
     match = next((each for each in seen if each["name"] == wanted), None)
     if match is None:
         raise DeviceError(
@@ -43,7 +48,7 @@ def choose(device: str, precision: str) -> tuple[str, str, str]:
         precision = "fp32" if wanted == "cpu" else "bf16"
     if precision not in match["precisions"]:
         raise DeviceError(
-            f"MindSpore on {match['name']} cannot train in {precision}",
+            f"MindSpore on {match['name']} cannot train in {precision}: {NO_BF16}",
             todo=f"set train.precision to {' or '.join(match['precisions'])}",
         )
     return wanted, precision, match["description"]
@@ -54,7 +59,8 @@ def select(device: str) -> None:
     import mindspore as ms
 
     ms.set_context(mode=ms.PYNATIVE_MODE)
-    ms.set_device("Ascend" if device == "npu" else "CPU")
+    kind, _, index = device.partition(":")
+    ms.set_device("CPU" if kind == "cpu" else ASCEND, int(index or 0))
     if device == "cpu":
         from gesso.engines.mindspore import cpu
 
@@ -65,12 +71,13 @@ def select(device: str) -> None:
         cpu.install()
 
 
-def _has_ascend() -> bool:
+def _ascends() -> int:
+    """How many NPUs there are."""
     import mindspore as ms
 
     if next(Path("/dev").glob("davinci[0-9]*"), None) is None:  # MindSpore would complain aloud of missing libraries
-        return False
+        return 0
     try:
-        return bool(ms.hal.is_available("Ascend")) and ms.hal.device_count("Ascend") > 0
+        return int(ms.hal.device_count(ASCEND)) if ms.hal.is_available(ASCEND) else 0
     except (RuntimeError, ValueError):
-        return False
+        return 0

@@ -10,13 +10,13 @@ from contextlib import redirect_stdout
 from typing import TYPE_CHECKING
 
 from gesso.engines.mindspore import versions
-from gesso.schema import TorchEngine
+from gesso.schema import MindSporeEngine
 
 if TYPE_CHECKING:
     from gesso.engines.mindspore.executor import Engine
 
 
-def create(options: TorchEngine, *, device: str, precision: str, checkpointing: bool = False) -> Engine:
+def create(options: MindSporeEngine, *, device: str, precision: str, checkpointing: bool = False) -> Engine:
     """The engine on `device` ("auto" for the best) in `precision` ("auto" for the device's own).
 
     DeviceError where MindSpore and mindone are not here in versions that work together, or the device is not.
@@ -27,8 +27,11 @@ def create(options: TorchEngine, *, device: str, precision: str, checkpointing: 
     os.environ.setdefault("GLOG_v", "3")
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
-        from mindone.diffusers import StableDiffusionPipeline  # noqa: F401  (it is looked up by name later)
-        from mindone.transformers import CLIPTextModel  # noqa: F401
+        try:
+            from mindone.diffusers import StableDiffusionPipeline  # noqa: F401  (it is looked up by name later)
+            from mindone.transformers import CLIPTextModel  # noqa: F401
+        except (ImportError, OSError, RuntimeError) as error:
+            raise versions.broken(error) from error
 
         from gesso.engines.mindspore.devices import choose, select
         from gesso.engines.mindspore.executor import Engine
@@ -36,4 +39,4 @@ def create(options: TorchEngine, *, device: str, precision: str, checkpointing: 
         logging.getLogger(name).setLevel(logging.ERROR)
     chosen, effective, description = choose(device, precision)
     select(chosen)
-    return Engine(chosen, effective, description, checkpointing)
+    return Engine(chosen, effective, description, checkpointing, options.compile)

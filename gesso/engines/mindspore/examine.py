@@ -43,10 +43,9 @@ def findings() -> Iterator[Finding]:
     wrong = problems()
     for name in NEEDS:
         yield _finding(name, wrong[name], "problem", SET_UP) if name in wrong else _finding(name, version(name))
-    newer = [f"{name} {version(name)}" for name in ("diffusers", "huggingface-hub") if _newer(name)]
-    if newer:
-        text = f"{' and '.join(newer)} are of the PyTorch engine's environment, which mindone cannot share"
-        yield _finding("environment", text, "problem", SET_UP)
+    if _newer("diffusers", (0, 40)):
+        text = f"diffusers {version('diffusers')} is here too, which wants another huggingface-hub than mindone"
+        yield _finding("environment", text, "note", 'for engine = "torch" use an environment of its own')
     yield from _ascend()
 
 
@@ -60,10 +59,9 @@ def devices() -> list[dict[str, Any]]:
         return seen()
 
 
-def _newer(name: str) -> bool:
-    below = {"diffusers": (0, 40), "huggingface-hub": (1,)}
+def _newer(name: str, least: tuple[int, ...]) -> bool:
     try:
-        return numbers(version(name)) >= below[name]
+        return numbers(version(name)) >= least
     except PackageNotFoundError:
         return False
 

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import mindspore as ms
 import numpy as np
@@ -17,8 +18,9 @@ from gesso.arrays import Array, Float32, Int64, Picture, Pixels
 from gesso.data.batch import Batch
 from gesso.engines.engine import Adapter, Metrics, Optim, SampleRequest, Token, Trainable
 from gesso.engines.mindspore import adapters, optimizers, sampling, state, text, words
+from gesso.engines.mindspore.alone import alone
 from gesso.engines.mindspore.forward import Shown, errors, shown
-from gesso.engines.mindspore.models import HALVES, Models, recompute
+from gesso.engines.mindspore.models import HALVES, Models, graph, recompute
 from gesso.errors import DeviceError, RecipeError
 from gesso.families.family import Family
 from gesso.objective.coefficients import Coefficients
@@ -42,9 +44,12 @@ class Engine:
 
     name, lag = "mindspore", 0
 
-    def __init__(self, device: str, precision: str, description: str, checkpointing: bool) -> None:
-        self.precision, self.device, self.checkpointing = precision, description, checkpointing
-        self.arithmetic = f"mindspore {device}"
+    def __init__(
+        self, device: str, precision: str, description: str, checkpointing: bool, compiled: bool = False
+    ) -> None:
+        self.precision, self.device = precision, description
+        self.checkpointing, self.compiled = checkpointing, compiled
+        self.arithmetic = "mindspore " + device.partition(":")[0]  # npu:1 computes as npu:0 does
         self.trained: dict[str, ms.Parameter] = {}
         self.averages: dict[str, ms.Tensor | Array] = {}
         self.originals: dict[str, Array] = {}
@@ -54,6 +59,7 @@ class Engine:
 
     # ---------------------------------------------------------------- load and attach
 
+    @alone
     def load(
         self,
         folder: Path,
@@ -68,6 +74,7 @@ class Engine:
         self.models = Models(folder, scheduler, half, {} if parts else half)
         self.family, self.parts, self.chunks = family, tuple(parts), chunks
 
+    @alone
     def attach(
         self, adapter: Adapter | None, optim: Optim, tokens: Sequence[Token] = (), *, keep_base: bool = False
     ) -> Trainable:
@@ -95,6 +102,7 @@ class Engine:
             value.name, value.requires_grad = name, True
         self.scaler = optimizers.Scaler(enabled=self.precision == "fp16")
         self.optimizer = optimizers.Stepper(optim, self.trained, self.scaler)
+        self._trained = graph(self.models, self.family.denoiser) if self.compiled else self._denoiser
         self._gradient = ms.value_and_grad(self._loss, None, list(self.trained.values()))
         if keep_base:  # adapters can be switched off instead
             lasting = [name for name in self.trained if adapter is None or name.startswith("tokens.")]
@@ -108,6 +116,7 @@ class Engine:
 
     # ---------------------------------------------------------------- encode
 
+    @alone
     def encode_images(self, pixels: Pixels) -> tuple[Float32, Float32]:
         vae = self.models.get(self.family.autoencoder)
         with self._remembering("encoding pictures"):
@@ -116,19 +125,23 @@ class Engine:
         # As diffusers' DiagonalGaussianDistribution bounds it.
         return np.ascontiguousarray(mean), np.ascontiguousarray(np.clip(logvar, -30.0, 20.0))
 
+    @alone
     def encode_text(self, captions: Sequence[str]) -> dict[str, Float32]:
         with self._remembering("encoding captions"):
             found = text.condition(_tensors(self.tokens(captions)), self.models, self.family)
         return {name: state.numpy(value) for name, value in found.items()}
 
+    @alone
     def tokens(self, captions: Sequence[str]) -> dict[str, Int64]:
         return text.tokens(captions, self.models, self.family, self.chunks)
 
+    @alone
     def token_counts(self, captions: Sequence[str]) -> tuple[list[int], int]:
         return text.counts(captions, self.models, self.family, self.chunks)
 
     # ---------------------------------------------------------------- step and evaluate
 
+    @alone
     def step(
         self, micro: Sequence[tuple[Batch, Coefficients]], *, lr: Mapping[str, float], ema_decay: float, key: int
     ) -> Known:
@@ -160,17 +173,21 @@ class Engine:
 
     def _loss(self, x: ms.Tensor, c_noise: ms.Tensor, wanted: ms.Tensor, share: ms.Tensor) -> ms.Tensor:
         cond, c, mask = self._now
-        return (errors(self._answer(x, c_noise, cond), wanted, c, mask) * share).sum() * self.scaler.scale
+        answer = self._answer(self._trained, x, c_noise, cond)
+        return (errors(answer, wanted, c, mask) * share).sum() * self.scaler.scale
 
-    def _answer(self, x: ms.Tensor, c_noise: ms.Tensor, cond: Mapping[str, ms.Tensor]) -> ms.Tensor:
+    def _answer(self, net: Any, x: ms.Tensor, c_noise: ms.Tensor, cond: Mapping[str, ms.Tensor]) -> ms.Tensor:
         """The denoiser's answer, float32; captions that come as token ids go through the text encoders first."""
-        net = self.models.get(self.family.denoiser)
         known = text.condition(cond, self.models, self.family)
         return self.family.predict(net, x, c_noise, known).astype(ms.float32)
 
     def _ask(self, x: Float32, c_noise: Float32, cond: Mapping[str, Array]) -> Float32:
         """The same without gradient."""
-        return state.numpy(self._answer(ms.Tensor(x), ms.Tensor(c_noise), _tensors(cond)))
+        return state.numpy(self._answer(self._denoiser, ms.Tensor(x), ms.Tensor(c_noise), _tensors(cond)))
+
+    @property
+    def _denoiser(self) -> Any:
+        return self.models.get(self.family.denoiser)
 
     def _shown(self, batch: Batch, c: Coefficients) -> Shown:
         return shown(batch, c, ask=self._ask, base=self._untrained)
@@ -183,6 +200,7 @@ class Engine:
         with adapters.switched_off(nets), state.swapped(live, self.originals):
             yield
 
+    @alone
     def evaluate(self, batch: Batch, coefficients: Coefficients, *, ema: bool = False) -> Float32:
         with self._quiet(), self._averaged(ema), self._remembering("measuring held-out pictures"):
             seen = self._shown(batch, coefficients)
@@ -192,12 +210,14 @@ class Engine:
 
     # ---------------------------------------------------------------- sample
 
+    @alone
     def add_lora(self, path: Path, strength: float = 1.0) -> None:
         sampling.add_lora(self.models, self.family, path, strength=strength)
 
     def add_refiner(self, folder: Path, handover: float | None = None) -> None:
         raise RecipeError("the MindSpore engine has no second stage", todo="draw with the torch engine")
 
+    @alone
     def sample(self, requests: Sequence[SampleRequest], *, ema: bool = False, batch: int = 1) -> list[Picture]:
         """One at a time, whatever `batch` allows."""
         with self._quiet(), self._averaged(ema), self._remembering("drawing samples"):
@@ -205,6 +225,7 @@ class Engine:
 
     # ---------------------------------------------------------------- state
 
+    @alone
     def read(self) -> dict[str, dict[str, Array]]:
         found = {
             "weights": {name: state.numpy(value) for name, value in self.trained.items()},
@@ -214,6 +235,7 @@ class Engine:
             found["ema"] = {name: np.array(value) for name, value in self.averages.items()}
         return found
 
+    @alone
     def write(self, saved: Mapping[str, Mapping[str, Array]]) -> None:
         state.write_values(self.trained, saved["weights"], "weights")
         if self.averages or "ema" in saved:

@@ -148,6 +148,17 @@ def recompute(net: Any) -> None:
             cell.recompute(use_reentrant=False)
 
 
+def graph(models: Models, name: str) -> Any:
+    """The network `name` as a graph, made when it is first called with tensors of some shapes, and for those.
+
+    It is what the network was then: adapters that are switched off or added later do not show in it.
+    """
+    # A layer that an adapter has been put around calls its weights as its neighbours do.
+    for own, parameter in models.parameters(name).items():
+        parameter.name = f"{name}.{own}"
+    return ms.jit(models.get(name).construct)
+
+
 def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 

@@ -21,8 +21,6 @@ from gesso.families.family import Family
 from gesso.formats import adapter as files
 from gesso.formats import lora
 
-BLACK = ("KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler")
-"""Schedulers with which mindone 0.5 draws black pictures."""
 NAMES = {"encoder_hidden_states": "prompt_embeds", "text_embeds": "pooled_prompt_embeds"}
 
 
@@ -53,9 +51,9 @@ def _scheduler(models: Models, name: str) -> Any:
     own = models.scheduler
     sampler = samplers.read(name or type(own).__name__, type(own).__name__)
     kind = getattr(diffusers, sampler.kind, None)
-    if kind is None or sampler.kind in BLACK:
-        why = "draws black pictures with it" if kind else "does not have it"
-        raise RecipeError(f"{sampler.kind} cannot be used here: mindone {why}", todo="choose another scheduler")
+    why = samplers.NO_MINDSPORE.get(sampler.kind) or ("" if kind else "mindone does not have it")
+    if kind is None or why:
+        raise RecipeError(f"{sampler.kind} cannot be used here: {why}", todo="choose another scheduler")
     try:
         return kind.from_config(own.config, **sampler.options)
     except (ImportError, ValueError, NotImplementedError) as error:

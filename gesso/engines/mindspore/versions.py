@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from gesso.errors import DeviceError
 
 Lookup = Callable[[str], str]
+MISSING = "is not installed"
 SETUP = "set up an environment of its own as docs/mindspore.md says; `gesso doctor --engine mindspore` tells more"
 
 
@@ -27,6 +28,7 @@ NEEDS: Mapping[str, Need] = {
     "mindone": Need((0, 5), (0, 6), "newer ones have not been tried"),
     "numpy": Need((1, 26), (2,), "MindSpore is built for numpy 1 and dies at random with numpy 2"),
     "transformers": Need((4, 57, 1), (4, 57, 2), "mindone 0.5 imports names that other versions do not have"),
+    "huggingface-hub": Need((0, 34), (1,), "this transformers refuses others, and the PyTorch engine wants newer ones"),
 }
 
 
@@ -37,7 +39,7 @@ def problems(look_up: Lookup = version) -> dict[str, str]:
         try:
             here = look_up(name)
         except PackageNotFoundError:
-            found[name] = "is not installed"
+            found[name] = MISSING
             continue
         if not need.least <= numbers(here) < need.below:
             least, below = (".".join(map(str, each)) for each in (need.least, need.below))
@@ -46,8 +48,13 @@ def problems(look_up: Lookup = version) -> dict[str, str]:
 
 
 def problem(look_up: Lookup = version) -> str | None:
-    """What is wrong with the libraries, in a sentence; None where the engine can start."""
+    """What is wrong with the libraries, in a sentence; None where the engine can start.
+
+    Without MindSpore this is the environment of something else, whose other libraries are as that wants them.
+    """
     found = problems(look_up)
+    if found.get("mindspore") == MISSING:
+        found = {name: what for name, what in found.items() if what == MISSING}
     return f'engine = "mindspore": {"; ".join(f"{name} {what}" for name, what in found.items())}' if found else None
 
 
@@ -56,6 +63,12 @@ def check() -> None:
     found = problem()
     if found is not None:
         raise DeviceError(found, todo=SETUP)
+
+
+def broken(error: Exception) -> DeviceError:
+    """What to say where libraries of the right versions cannot be imported, for want of what they stand on."""
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return DeviceError(f'engine = "mindspore": MindSpore and mindone do not start: {first}', todo=SETUP)
 
 
 def numbers(text: str) -> tuple[int, ...]:
