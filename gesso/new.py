@@ -13,8 +13,9 @@ from gesso.data.record import Record
 from gesso.data.sizes import size
 from gesso.data.sources import read
 from gesso.errors import DataError, RecipeError
+from gesso.gathering import held_places
 from gesso.recipe.files import toml
-from gesso.schema import DataTable
+from gesso.schema import DataTable, Recipe
 from gesso.storage import guard, write_bytes
 
 CUT = 0.1
@@ -54,6 +55,9 @@ PACES = {
     "captioned": Pace(batch=4, views=20, least=500, most=10000),
 }
 TINY_PACE = Pace(batch=4, views=160, least=200, most=400)
+SEED, CHECKPOINTS = 7, 8
+HELD, ENOUGH, MANY = 0.2, 10, 500
+"""The share held out; of fewer pictures than ENOUGH all are learned from; more than MANY are not looked at for it."""
 LR, TINY_LR = 1e-4, 2e-3
 """Usual learning rates of a LoRA on Stable Diffusion; the embedded base is small and wants a higher one."""
 
@@ -84,7 +88,7 @@ def write(wish: Wish, out: Path, *, force: bool = False) -> str:
     kind = wish.kind or ("captioned" if captioned == len(records) else "subject")
     _fits(wish, kind, captioned, len(records))
     other = far_from_square(records)
-    text = recipe(wish, kind, records, run, other)
+    text = recipe(wish, kind, records, run, other, holds=holds_out(records))
     with guard(out.parent, what=out.name):
         out.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(out, text.encode())
@@ -137,8 +141,21 @@ def prompt(wish: Wish, kind: str) -> str:
     return f"a photo of {trigger}"
 
 
-def recipe(wish: Wish, kind: str, records: Sequence[Record], run: str, other: int = 0) -> str:
-    """The recipe as commented TOML; `other` pictures are far from square."""
+def holds_out(records: Sequence[Record]) -> bool:
+    """Whether so many pictures, different enough, can spare the share HELD."""
+    places = list(dict.fromkeys(record.place for record in records))
+    if not ENOUGH <= len(places) <= MANY:
+        return len(places) > MANY
+    table = {"path": "pictures", "prompt": "stands in"}
+    asked = {"seed": SEED, "data": [table], "validate": {"holdout": HELD}, "cache": {"latents": False, "text": False}}
+    try:
+        return bool(held_places(Recipe.model_validate(asked), places))
+    except RecipeError:
+        return False  # too many of them show the same
+
+
+def recipe(wish: Wish, kind: str, records: Sequence[Record], run: str, other: int = 0, *, holds: bool = False) -> str:
+    """The recipe as commented TOML; `other` pictures are far from square, and `holds` says that some are held out."""
     tiny = wish.base == "tiny"
     pace, pictures = TINY_PACE if tiny else PACES[kind], len(records)
     steps = pace.steps(pictures)
@@ -158,7 +175,7 @@ pictures = {32 if tiny else min(max(20 * pictures, 50), 200)}
 # Every key is described in docs/recipe.md; paths are relative to the folder where gesso is started.
 
 out = {toml(run)}  # the run folder
-seed = 7  # the same seed gives the same run
+seed = {SEED}  # the same seed gives the same run
 
 [model]
 base = {toml(wish.base)}  # "tiny", a diffusers folder, or a Hub id
@@ -185,11 +202,28 @@ warmup = {steps // 20}
 [sample]  # drawn with fixed seeds, before the first step too, so that the change can be seen
 prompts = {toml(samples)}
 every = {every}
+{_kept(steps, run, holds)}
+{ONE_THREAD if tiny else ""}""".replace("\n\n\n", "\n\n")
 
+
+def _kept(steps: int, run: str, holds: bool) -> str:
+    """What there will be to choose a checkpoint by."""
+    every = max(steps // CHECKPOINTS, 1)
+    held = f"""\
+[validate]  # pictures that it does not learn from show when it begins to learn the others by heart
+holdout = {HELD}
+every = {every}
+"""
+    if not holds:
+        held = """\
+# [validate]  # a few more pictures, not to learn from, show when it begins to learn the others by heart
+# path = "other-photos"
+"""
+    return f"""
+{held}
 [save]
 every = {every}
-keep = 3
-{ONE_THREAD if tiny else ""}""".replace("\n\n\n", "\n\n")
+keep = {CHECKPOINTS}  # `gesso pick {run}` says which of them to use"""
 
 
 def _prompt_line(one: str, alone: bool) -> str:

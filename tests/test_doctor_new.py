@@ -13,6 +13,7 @@ from PIL import Image
 
 from gesso import cli, doctor, new
 from gesso.errors import DataError, Exit, RecipeError
+from gesso.gathering import pictures
 from gesso.recipe import load
 
 
@@ -67,6 +68,24 @@ def test_captions_are_seen_and_a_style_is_asked_for(photos: Path) -> None:
     told = new.write(new.Wish(photos="photos", class_="square"), Path("m.toml"))
     assert '4 with their own caption, the others as "a photo of sks square"' in told
     assert load(Path("m.toml")).recipe.data[0].prompt == "a photo of sks square"
+
+
+def test_a_fifth_is_held_out_where_enough_pictures_differ_and_checkpoints_are_kept_to_pick_from(photos: Path) -> None:
+    new.write(new.Wish(photos="photos"), Path("few.toml"))
+    few = load(Path("few.toml")).recipe
+    assert (few.validate_.holdout, few.save.keep) == (0.0, 8)
+    assert few.save.every * 8 <= few.train.steps
+    shades = np.random.default_rng(3).integers(0, 256, (12, 8, 8, 3), dtype=np.uint8)
+    for number, shade in enumerate(shades):
+        Image.fromarray(shade).resize((64, 64), Image.Resampling.NEAREST).save(photos / f"{number}.png")
+    new.write(new.Wish(photos="photos"), Path("many.toml"))
+    many = load(Path("many.toml")).recipe
+    assert (many.validate_.holdout, many.validate_.every) == (0.2, many.save.every)
+    assert len(pictures(many)[1]) == 2
+    for number in range(12):  # all show the same: none can be spared
+        Image.fromarray(shades[0]).resize((64, 64), Image.Resampling.NEAREST).save(photos / f"{number}.png")
+    new.write(new.Wish(photos="photos"), Path("same.toml"))
+    assert load(Path("same.toml")).recipe.validate_.holdout == 0.0
 
 
 def test_buckets_are_offered_where_pictures_are_not_square(photos: Path) -> None:
