@@ -385,7 +385,7 @@ def test_the_command(picked: Path, tmp_path: Path) -> None:
 def test_a_training_picture_is_itself_and_its_mirror_image(tmp_path: Path) -> None:
     shown = [images.load(file) for file in sorted(pictures(tmp_path, 4).glob("*.png"))]
     known = np.stack([likeness.thumbnail(each) for each in shown])
-    near = likeness.near(known, known[:0])
+    near = likeness.near(known, known[:0], known[:0])
     assert near > 0
     assert (likeness.apart(known, known).min(1) < 1e-9).all()
     mirrored = np.stack([likeness.thumbnail(each[:, ::-1].copy()) for each in shown])
@@ -394,4 +394,12 @@ def test_a_training_picture_is_itself_and_its_mirror_image(tmp_path: Path) -> No
     assert np.allclose(likeness.distances(features, features), 0.0)
     assert np.allclose(np.square(features).sum(1), 2.0)
     # The same picture twice is one picture: it makes nothing else a copy.
-    assert likeness.near(np.concatenate([known, known]), known[:0]) == pytest.approx(near)
+    assert likeness.near(np.concatenate([known, known]), known[:0], known[:0]) == pytest.approx(near)
+
+
+def test_what_the_base_draws_is_no_copy_and_so_shows_what_is_near() -> None:
+    known = np.stack([np.zeros((16, 16, 3)), np.ones((16, 16, 3))])
+    none = known[:0]
+    assert likeness.near(known, none, none) == pytest.approx(likeness.CLOSE)
+    assert likeness.near(known, none, known[:1] + 0.5) == pytest.approx(likeness.CLOSE * 0.5)
+    assert likeness.near(known, none, known[:1] + 0.2) == pytest.approx(likeness.CLOSE), "a copy by the real ones"

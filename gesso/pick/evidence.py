@@ -108,17 +108,27 @@ def questions(
     base = " ".join(map(job.part_identity, job.parts))
     levels = max(job.recipe.validate_.timesteps, LEVELS)
     captions = list(dict.fromkeys(map(shown.plain_caption, range(len(shown.records)))))
+    wanted = [request(job, captions[at % len(captions)], at) for at in range(pictures)]
     return Questions(
         job=job,
         held_out=pieces(job, held, levels=levels, draws=max(1, DRAWS // max(len(held.records), 1))),
         unrelated=unrelated(job, base, progress),
         base=base,
-        wanted=[request(job, captions[at % len(captions)], at) for at in range(pictures)],
+        wanted=wanted,
         features=known.features,
         thumbnails=known.thumbnails,
         real=float(likeness.distances(new.features, known.features).mean()) if held.records else None,
-        near=likeness.near(known.thumbnails, new.thumbnails),
+        near=likeness.near(known.thumbnails, new.thumbnails, before(job, wanted, base, progress)),
     )
+
+
+def before(job: Job, wanted: Sequence[SampleRequest], base: str, progress: Progress) -> Float64:
+    """Thumbnails of what the base draws, float64 [B, 16, 16, 3]; none where it cannot."""
+    try:
+        files = drawn(job, "step-0", wanted, {"step": 0, "weights": base}, progress)
+    except NumbersError:
+        files = []  # said when the base is measured
+    return np.array([likeness.thumbnail(images.load(file)) for file in files])
 
 
 def unrelated(job: Job, base: str, progress: Progress) -> list[Piece]:

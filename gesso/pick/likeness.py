@@ -25,8 +25,8 @@ SHADES = 4
 THUMB = 16
 SAME = 0.01
 """Root mean square difference up to which two real pictures are one: saved twice, or resized."""
-CLOSE = 0.6
-"""Share of the least distance between different real pictures at which a drawn one is a copy (docs/log.md)."""
+CLOSE = 0.5
+"""Share of the least distance of pictures that are no copies, below which a drawn one is (docs/log.md)."""
 
 
 def features(picture: Picture) -> Float64:
@@ -54,16 +54,21 @@ def apart(one: Float64, others: Float64) -> Float64:
     return found
 
 
-def near(known: Float64, new: Float64) -> float:
-    """The distance below which a thumbnail is a copy: CLOSE of the least between different real pictures.
+def near(known: Float64, new: Float64, before: Float64) -> float:
+    """The distance below which a thumbnail is a copy: CLOSE of the least that pictures have which are none.
 
-    These are thumbnails [N, …] of training pictures, to one another, and [M, …] of held-out pictures, to those. What
-    shows the same (SAME) counts as one picture; 0 where there are no two.
+    These are different real pictures: thumbnails [N, …] of training pictures to one another, and [M, …] of held-out
+    pictures to those; what shows the same (SAME) counts as one picture. And they are `before` [B, …], what the base
+    draws of the same captions: a right ground alone brings a picture near, where few pictures have few grounds. A base
+    that draws copies by the real pictures' measure knows them already, and says nothing. 0 where there are no two.
     """
     between = apart(np.concatenate([known, new]) if len(new) else known, known)
     np.fill_diagonal(between, 0.0)  # no picture is held against its own mirror image
     different = between[between > SAME]
-    return CLOSE * float(different.min()) if len(different) else 0.0
+    if not len(different):
+        return 0.0
+    least, drawn = float(different.min()), float(apart(before, known).min()) if len(before) else math.inf
+    return CLOSE * (min(least, drawn) if drawn >= CLOSE * least else least)
 
 
 def _forms(picture: Picture) -> Float64:
