@@ -48,6 +48,8 @@ class Status:
     samples: str = ""
     """Folder of the newest samples, relative to the run folder."""
     skipped: int = 0
+    stepped: int = 0
+    """Steps since the start of the process."""
     smoothed: Average = field(default_factory=Average)
     seconds: Average = field(default_factory=Average)
 
@@ -61,6 +63,9 @@ class Status:
                 self.lr = event.lr
                 self.skipped += event.skipped
                 self.smoothed.add(event.loss)
+                if self.stepped == 1:  # the first compiles, or fills caches, and says nothing of the others
+                    self.seconds = Average()
+                self.stepped += 1
                 self.seconds.add(event.seconds)
             case Validated():
                 self.held_out, self.held_out_error = event.loss, event.error
