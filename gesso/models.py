@@ -18,7 +18,7 @@ from gesso import base_file
 from gesso.base_file import Progress
 from gesso.errors import NetworkError, RecipeError, StorageError
 from gesso.families import find
-from gesso.formats import adapter, embeddings
+from gesso.formats import adapter, embeddings, mindspore_names, tensors
 from gesso.formats.single_file import NAMES
 from gesso.schema import Model, ObjectiveTable
 
@@ -88,6 +88,7 @@ def resolve(name: str, revision: str = "", like: str = "", progress: Progress = 
     if not path.exists() and path.suffix.lower() in base_file.SUFFIXES:
         raise RecipeError(f'there is no file "{name}"', todo="check its path")
     if (path / "model_index.json").is_file():
+        _readable(path)
         return ModelSource(name=name, folder=path, words=tuple(embeddings.files(path)))
     if path.is_dir():
         return _run_folder(name, path)
@@ -97,6 +98,22 @@ def resolve(name: str, revision: str = "", like: str = "", progress: Progress = 
         f'there is no model "{name}"',
         todo='give "tiny", the path of a diffusers folder or of a run, or a Hub id such as "owner/name"',
     )
+
+
+def _readable(folder: Path) -> None:
+    """RecipeError for a folder that mindone has saved: nobody but mindone knows the names in its text encoders.
+
+    diffusers would go on with random weights in place of them.
+    """
+    for part in sorted(folder.glob("text_encoder*")):
+        for path in sorted(part.glob("*.safetensors")):
+            odd = [name for name in tensors.header(path).tensors if mindspore_names.plain(name) != name]
+            if odd:
+                raise RecipeError(
+                    f"the model's {part.name} has MindSpore's names, such as {odd[0]}, which no other library reads",
+                    where=str(path),
+                    todo=f"rewrite the model once, with `gesso convert {folder} --to NEW`, and use that",
+                )
 
 
 def chosen(table: Model, progress: Progress = base_file.quiet) -> ModelSource:

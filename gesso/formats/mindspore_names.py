@@ -73,6 +73,13 @@ def pack(parts: Parts, family: str) -> dict[str, Stored]:
     return dict(sorted(made.items()))
 
 
+def plain(name: str) -> str:
+    """A name of one of diffusers' or transformers' layers, as mindone saves it, in their own way."""
+    module, _, last = name.rpartition(".")
+    own = {"embedding_table": "weight", "gamma": "weight", "beta": "bias"}.get(last, last)
+    return f"{module}.{own}" if module else name
+
+
 def is_one(names: Mapping[str, object]) -> bool:
     """Whether these are the names of a Stable Diffusion in MindSpore."""
     return TEXT + "embedding_table" in names

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gesso.errors import RecipeError, StorageError
-from gesso.formats import layout, openclip, pipeline
+from gesso.formats import layout, mindspore_names, openclip, pipeline
 from gesso.formats.single_file import FLAGS, NAMES, TEXT, Unpacked
 from gesso.formats.stored import Stored, Tensors, nbytes, open_safetensors, save_safetensors
 from gesso.storage import copy, fsync_tree, guard, hidden, publish, require, write_json
@@ -35,6 +35,7 @@ def read(folder: Path) -> tuple[str, dict[str, dict[str, Stored]]]:
                 found |= open_safetensors(path)
         if not found:
             raise RecipeError(f'the model has no weights of its "{part}"', where=str(folder))
+        found = {mindspore_names.plain(name): tensor for name, tensor in found.items()}
         parts[part] = openclip.legacy(found) if part in TEXT[family] else found
     return family, parts
 
@@ -148,7 +149,8 @@ def _config(like: Path, part: str, own: Tensors) -> dict[str, Any]:
     config = pipeline.read_json(like / part / "config.json")
     known: dict[str, tuple[int, ...]] = {}
     if any((like / part).glob("*.safetensors")):
-        known = {layout.modern(name): shape for name, shape in pipeline.shapes(like / part).items()}
+        there = pipeline.shapes(like / part).items()
+        known = {layout.modern(mindspore_names.plain(name)): shape for name, shape in there}
     if part.startswith("text_encoder"):
         kept = ("text_model.", "text_projection.")
         known = {name if name.startswith(kept) else f"text_model.{name}": shape for name, shape in known.items()}

@@ -76,7 +76,14 @@ class Models:
             if not issubclass(kind, torch.nn.Module):
                 return kind.from_pretrained(folder)
             extra = {"variant": variant} if variant else {}
-            net = kind.from_pretrained(folder, torch_dtype=dtype, local_files_only=True, use_safetensors=True, **extra)
+            net, said = kind.from_pretrained(
+                folder,
+                torch_dtype=dtype,
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
+                **extra,
+            )
         except Exception as error:  # a broken folder ends in whatever the libraries stumble over first
             if isinstance(error, MemoryError | torch.OutOfMemoryError) or "not enough memory" in str(error):
                 raise
@@ -85,6 +92,14 @@ class Models:
                 where=str(folder),
                 todo="check that the folder is a whole diffusers model with .safetensors weights",
             ) from error
+        # Both libraries go on with random weights in place of those that the files lack.
+        if absent := sorted(set(said["missing_keys"]) & dict(net.named_parameters()).keys()):
+            raise RecipeError(
+                f"the model's {name} lacks {absent[0]}"
+                + (f" and {len(absent) - 1} more weights" if absent[1:] else ""),
+                where=str(folder),
+                todo="fetch the model again",
+            )
         net.requires_grad_(False)
         return net.eval().to(self.device)
 
