@@ -225,6 +225,7 @@ class Job:
         recipe, rows = self.recipe, {group: len(found) for group, found in by_group(dataset.records).items()}
         pictures = rows["instance"]
         device = f"{self.engine.device} · {self.engine.precision}"
+        device += " · compiled, the first step takes long" if settings.compiled(recipe) else ""
         return Started(
             step=start,
             run=str(self.out),
@@ -282,7 +283,8 @@ def create_engine(recipe: Recipe) -> Engine:
             raise
         raise _without_torch(error) from error
     train = recipe.train
-    options = recipe.mindspore if recipe.engine == "mindspore" else recipe.torch
+    own = recipe.mindspore.model_copy(update={"compile": settings.compiled(recipe)})
+    options = own if recipe.engine == "mindspore" else recipe.torch
     made = module.create(
         options, device=train.device, precision=train.precision, checkpointing=train.gradient_checkpointing
     )

@@ -332,8 +332,10 @@ class TorchEngine(Table):
 
 
 class MindSporeEngine(Table):
-    compile: bool = Field(
-        False, description="make a graph of the denoiser's training pass: a slow first step, then quicker ones"
+    compile: bool | None = Field(
+        None,
+        description="make graphs of a training step: a slow first one, then quicker ones, and more memory; when left "
+        "out, where there is no dropout, and no gradient_checkpointing, buckets or caption_chunks in train",
     )
 
 

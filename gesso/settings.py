@@ -256,6 +256,20 @@ def requests(recipe: Recipe, side: int) -> list[SampleRequest]:
     ]
 
 
+def compiled(recipe: Recipe) -> bool:
+    """Whether training steps are compiled, so that the first takes long."""
+    if recipe.engine != "mindspore" or recipe.mindspore.compile is not None:
+        return bool(recipe.mindspore.compile if recipe.engine == "mindspore" else recipe.torch.compile)
+    train = recipe.train
+    return not (drops(recipe) or train.buckets or train.caption_chunks != 1 or train.gradient_checkpointing)
+
+
+def drops(recipe: Recipe) -> list[str]:
+    """The keys that make an adapter's layers drop what they are given now and then."""
+    own = [f"rules.{index}.dropout" for index, rule in enumerate(recipe.rules) if rule.dropout]
+    return ["adapter.dropout", *own] if recipe.adapter.dropout else own
+
+
 def what(recipe: Recipe) -> str:
     """What learns, in a few words."""
     kind, parts = recipe.adapter.kind, " + ".join(recipe.model.train)

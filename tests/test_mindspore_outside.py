@@ -20,6 +20,8 @@ from gesso.engines.mindspore import versions
 from gesso.engines.mindspore.noise import Noise
 from gesso.errors import DeviceError, Exit
 from gesso.formats import tensors
+from gesso.schema import Recipe
+from gesso.settings import compiled
 
 HERE = Path(__file__).parent / "mindspore"
 
@@ -74,7 +76,7 @@ def test_versions_are_told_in_one_sentence() -> None:
         ),
         (
             {"mindspore": {"compile": True}, "train": {"gradient_checkpointing": True}},
-            "been seen to work with mindspore",
+            "saves no memory in a graph; leave out",
         ),
     ],
 )
@@ -85,6 +87,25 @@ def test_what_it_does_not_have_is_said_at_the_start(
     path = recipe(tmp_path, blank, engine="mindspore", **tables)
     assert cli.main(["train", str(path)]) == Exit.RECIPE
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("tables", "graphs"),
+    [
+        ({}, True),
+        ({"mindspore": {"compile": False}}, False),
+        ({"adapter": {"dropout": 0.1}}, False),
+        ({"rules": [{"match": "to_q", "dropout": 0.1}]}, False),
+        ({"train": {"buckets": True}}, False),
+        ({"train": {"buckets": True}, "mindspore": {"compile": True}}, True),
+        ({"train": {"gradient_checkpointing": True}}, False),
+        ({"train": {"caption_chunks": 3}}, False),
+        ({"engine": "torch"}, False),
+        ({"engine": "torch", "torch": {"compile": True}}, True),
+    ],
+)
+def test_steps_are_compiled_unless_something_speaks_against_it(tables: dict[str, Any], graphs: bool) -> None:
+    assert compiled(Recipe.model_validate({"engine": "mindspore", **tables})) is graphs
 
 
 def test_without_mindspore_a_run_ends_with_one_sentence(

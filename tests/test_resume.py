@@ -126,7 +126,15 @@ def test_every_recipe_key_has_a_row_and_every_row_is_used() -> None:
         "train.epochs",
         "optim.text_encoder_lr",
     ]
-    keys += ["optim.token_lr", "optim.beta3", "rules.0.match", "tokens.0.name", resume.BETAS, resume.ENGINES]
+    keys += [
+        "mindspore.compile",
+        "optim.token_lr",
+        "optim.beta3",
+        "rules.0.match",
+        "tokens.0.name",
+        resume.BETAS,
+        resume.ENGINES,
+    ]
     assert [key for key in keys if resume.decide(key) not in resume.TABLE] == []
     used = {resume.decide(key).pattern for key in keys}
     assert {rule.pattern for rule in resume.TABLE} - used == set()

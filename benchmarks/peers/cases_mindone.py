@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cases import DREAMBOOTH, FULL, MIN_SNR, PRIOR, TEXT_TO_IMAGE, WITH_PRIOR, Case
+from cases import DREAMBOOTH, FULL, MIN_SNR, PRIOR, TEXT_TO_IMAGE, TOKEN, WITH_PRIOR, WORD, Case
 
 RANK = 4
 LORA = {"adapter": {"kind": "lora", "rank": RANK}}
@@ -43,9 +43,37 @@ SD = (
         recipe={**LORA, **PRIOR},
         batch=2,
     ),
+    Case(
+        name="textual inversion",
+        script="textual_inversion/textual_inversion",
+        flags=("--placeholder_token", WORD, "--initializer_token", "toy", "--adam_weight_decay", "0"),
+        # The script does not clip, and lets weight decay pull on the word.
+        recipe={"adapter": {"kind": "ti"}, **TOKEN, "optim": {"clip": 0.0}},
+        batch=2,
+        lr=5e-3,
+        speed=True,
+    ),
 )
 
 SDXL = (
+    Case(
+        name="all weights",
+        script=f"{TEXT_TO_IMAGE}_sdxl",
+        recipe=FULL,
+        batch=2,
+        lr=1e-5,
+        precomputes=True,
+        speed=True,
+    ),
+    Case(
+        name="all weights, v-prediction, Min-SNR",
+        script=f"{TEXT_TO_IMAGE}_sdxl",
+        flags=("--prediction_type", "v_prediction", "--snr_gamma", "5"),
+        recipe={**FULL, **V},
+        batch=2,
+        lr=1e-5,
+        precomputes=True,
+    ),
     Case(name="LoRA", script=f"{TEXT_TO_IMAGE}_lora_sdxl", flags=RANKED, recipe=LORA, batch=2, speed=True),
     Case(name="DreamBooth LoRA", script=f"{DREAMBOOTH}_lora_sdxl", flags=RANKED, recipe=LORA, batch=2, speed=True),
     Case(

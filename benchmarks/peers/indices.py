@@ -1,6 +1,9 @@
-"""In which order a script must take its pictures to train on what gesso drew."""
+"""In which order a script must take its pictures, and their noise, to train on what gesso drew."""
 
 from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -17,3 +20,17 @@ def indices(ids: np.ndarray, pairs: tuple[int, int] | None) -> list[int]:
     instances, classes = pairs
     both = ((int(i), int(c) - instances) for row in ids for i, c in zip(*np.split(row, 2), strict=True))
     return [next(k for k in range(i, instances * classes, instances) if k % classes == c) for i, c in both]
+
+
+def by_picture(ids: np.ndarray, drawn: np.ndarray) -> Iterator[np.ndarray]:
+    """Batches without end of what gesso drew for each picture, in the order of the pictures, [B, …] each.
+
+    For a script that encodes every picture once, beforehand. `drawn` [S, B, …] belongs to the pictures `ids` int64
+    [S, B]; those that gesso did not take get zeros. ValueError: gesso took one twice, and drew for it twice.
+    """
+    order = [int(row) for row in ids.reshape(-1)]
+    if len(set(order)) < len(order):
+        raise ValueError("the script encodes a picture once, and gesso drew for it in more than one epoch")
+    rows = dict(zip(order, drawn.reshape(-1, *drawn.shape[2:]), strict=True))
+    for first in itertools.count(step=ids.shape[1]):
+        yield np.stack([rows.get(at, np.zeros_like(drawn[0, 0])) for at in range(first, first + ids.shape[1])])

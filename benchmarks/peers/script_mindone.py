@@ -1,9 +1,9 @@
 """Runs one of mindone's training scripts in this process, and notes when each step was and what its loss was.
 
-`python script_mindone.py SCRIPT NOTES [--draws FILE] [--pairs N M] [--corrected] -- FLAGS…`. Nothing of the script is
-changed: names that it imports are replaced before it runs. It gets gesso's operators for a CPU, without which mindone
-does not run there; stand-ins for libraries that are not installed; and one learning rate more than it asks for: it
-looks one up after the last step, and would end with an error.
+`python script_mindone.py SCRIPT NOTES [--draws FILE [--precomputes] [--pairs N M]] [--corrected] -- FLAGS…`. Nothing of
+the script is changed: names that it imports are replaced before it runs. It gets gesso's operators for a CPU, without
+which mindone does not run there; stand-ins for libraries that are not installed; and one learning rate more than it
+asks for: it looks one up after the last step, and would end with an error.
 
 With `--draws` it also gets what gesso drew (ours.py), and runs eagerly, where it can be handed numbers: the scripts
 demand graphs, which compute the same. `--corrected` gives it an AdamW with bias correction.
@@ -19,7 +19,7 @@ import random
 import runpy
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ import mindspore as ms  # noqa: E402
 import mindspore.dataset  # noqa: E402
 import numpy as np  # noqa: E402
 import randoms_mindone as randoms  # noqa: E402
-from indices import indices  # noqa: E402
+from indices import by_picture, indices  # noqa: E402
 from mindspore import mint, nn, ops  # noqa: E402
 
 from gesso.engines.mindspore import devices  # noqa: E402
@@ -108,9 +108,11 @@ class Ordered:
 class Fed:
     """What gesso drew, handed to the script in place of what it would draw."""
 
-    def __init__(self, draws: Path, pairs: tuple[int, int] | None) -> None:
+    def __init__(self, draws: Path, precomputes: bool, pairs: tuple[int, int] | None) -> None:
         self.draws, self.pairs = dict(np.load(draws)), pairs
-        self.eps, self.posterior, self.timesteps = (iter(self.draws[n]) for n in ("eps", "posterior", "timesteps"))
+        self.eps, self.timesteps = (iter(self.draws[name]) for name in ("eps", "timesteps"))
+        posterior = self.draws["posterior"]
+        self.posterior = by_picture(self.draws["ids"], posterior) if precomputes else iter(posterior)
 
     def feed(self) -> None:
         set_context, generator = ms.set_context, mindspore.dataset.GeneratorDataset
@@ -131,7 +133,9 @@ class Fed:
         mint.randn_like = lambda like, dtype=None: _next(self.eps, like.shape)
         mint.randint = lambda low, high, size, dtype=None: _next(self.timesteps, size)
         random.choice = lambda found: found[0]  # of several templates the first
+        mindspore.dataset.vision.RandomHorizontalFlip = lambda prob=0.5: lambda picture: picture
         Path.iterdir = _sorted(Path.iterdir)  # type: ignore[method-assign]
+        os.listdir = _sorted(os.listdir)
         PeftAdapterMixin.add_adapter = self._beginning(PeftAdapterMixin.add_adapter)
 
     def _beginning(self, add: Callable[..., Any]) -> Callable[..., Any]:
@@ -154,8 +158,8 @@ def _next(drawn: Iterator[np.ndarray], shape: tuple[int, ...]) -> ms.Tensor:
     return ms.Tensor(value)
 
 
-def _sorted(iterdir: Callable[[Path], Iterator[Path]]) -> Callable[[Path], Iterator[Path]]:
-    return lambda folder: iter(sorted(iterdir(folder)))
+def _sorted(entries: Callable[..., Iterable[Any]]) -> Callable[..., list[Any]]:
+    return lambda *folder: sorted(entries(*folder))
 
 
 def main() -> None:
@@ -164,6 +168,7 @@ def main() -> None:
     parser.add_argument("script", type=Path)
     parser.add_argument("notes", type=Path)
     parser.add_argument("--draws", type=Path)
+    parser.add_argument("--precomputes", action="store_true")
     parser.add_argument("--pairs", type=int, nargs=2, metavar=("PICTURES", "CLASS_PICTURES"))
     parser.add_argument("--corrected", action="store_true")
     arguments, flags = parser.parse_args(sys.argv[1:at]), sys.argv[at + 1 :]
@@ -171,7 +176,7 @@ def main() -> None:
     notes.listen()
     mend()
     if arguments.draws:
-        Fed(arguments.draws, arguments.pairs).feed()
+        Fed(arguments.draws, arguments.precomputes, arguments.pairs).feed()
     if arguments.corrected:
         nn.AdamWeightDecay = Corrected
     sys.argv = [str(arguments.script), *flags]

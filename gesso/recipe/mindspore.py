@@ -9,6 +9,7 @@ from gesso import samplers
 from gesso.errors import RecipeError
 from gesso.recipe.keys import Problem
 from gesso.schema import Recipe
+from gesso.settings import drops
 
 ADAPTERS = ("lora", "ti", "none")
 OPTIMIZERS = ("adamw", "adam", "sgd")
@@ -33,23 +34,15 @@ def broken(recipe: Recipe) -> Iterator[Problem]:
     if why := _undrawable(recipe.sample.scheduler):
         text = f'the MindSpore engine cannot draw with sample.scheduler = "{recipe.sample.scheduler}": {why}'
         yield Problem(text=f"{text}; choose another", keys=("sample.scheduler", "engine"))
-    if recipe.mindspore.compile:
-        yield from _uncompiled(recipe)
-
-
-def _uncompiled(recipe: Recipe) -> Iterator[Problem]:
-    """What a graph, which is made once, would get wrong."""
-    dropping = [f"rules.{index}.dropout" for index, rule in enumerate(recipe.rules) if rule.dropout]
-    dropping += ["adapter.dropout"] if recipe.adapter.dropout else []
-    if dropping:
+    if recipe.mindspore.compile and (dropping := drops(recipe)):
         yield Problem(
             text="mindspore.compile makes one graph for all steps, and dropout is drawn anew in every step; "
             f"leave out mindspore.compile or {dropping[0]}",
             keys=(dropping[0], "mindspore.compile"),
         )
-    if recipe.train.gradient_checkpointing:
+    if recipe.mindspore.compile and recipe.train.gradient_checkpointing:
         yield Problem(
-            text="train.gradient_checkpointing has not been seen to work with mindspore.compile; leave out one of them",
+            text="train.gradient_checkpointing saves no memory in a graph; leave out it or mindspore.compile",
             keys=("train.gradient_checkpointing", "mindspore.compile"),
         )
 

@@ -55,7 +55,7 @@ class Case:
     steps: int = STEPS
 
 
-PLAIN = TorchEngine()
+PLAIN = TorchEngine()  # steps that are not compiled, of either engine
 WORD = (Token(name="<it>", init="thing", vectors=2),)
 BOTH = {"unet": 1e-3, "text_encoder": 5e-4}
 ALL = {**BOTH, "text_encoder_2": 5e-4}
@@ -188,9 +188,9 @@ def with_lora(name: str, family: str, base: Path, file: Path) -> Picture:
     return engine.sample([REQUEST])[0]
 
 
-def loaded(name: str, family: str, base: Path) -> Engine:
+def loaded(name: str, family: str, base: Path, options: Table = PLAIN) -> Engine:
     create = import_module(f"gesso.engines.{name}.engine").create
-    engine: Engine = create(TorchEngine(), device="cpu", precision="fp32")
+    engine: Engine = create(options, device="cpu", precision="fp32")
     engine.load(base, find(PIPELINES[family]))
     return engine
 

@@ -15,12 +15,13 @@ import tiny_models
 
 from gesso.engines.mindspore.noise import Noise
 from gesso.formats import adapter, lora, tensors
+from gesso.schema import MindSporeEngine
 
 
 @pytest.mark.parametrize("name", list(cases.CASES))
 def test_twenty_steps_are_those_of_pytorch(name: str, bases: dict[str, Path]) -> None:
     known = json.loads(cases.place(name, "json").read_text(encoding="utf-8"))
-    numbers, weights = cases.run("mindspore", cases.CASES[name], bases)
+    numbers, weights = cases.run("mindspore", cases.CASES[name], bases, MindSporeEngine(compile=True))
     assert numbers["loss"] == pytest.approx(known["loss"], rel=1e-4)
     assert numbers["norm"] == pytest.approx(known["norm"], rel=1e-3)
     assert numbers["errors"] == pytest.approx(known["errors"], rel=1e-4)

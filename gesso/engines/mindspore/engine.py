@@ -39,4 +39,4 @@ def create(options: MindSporeEngine, *, device: str, precision: str, checkpointi
         logging.getLogger(name).setLevel(logging.ERROR)
     chosen, effective, description = choose(device, precision)
     select(chosen)
-    return Engine(chosen, effective, description, checkpointing, options.compile)
+    return Engine(chosen, effective, description, checkpointing, bool(options.compile))

@@ -1,4 +1,4 @@
-"""One model on one device by MindSpore's eager mode; see gesso/engines/engine.py for what each verb promises."""
+"""One model on one device by MindSpore; see gesso/engines/engine.py for what each verb promises."""
 
 from __future__ import annotations
 
@@ -19,14 +19,11 @@ from gesso.data.batch import Batch
 from gesso.engines.engine import Adapter, Metrics, Optim, SampleRequest, Token, Trainable
 from gesso.engines.mindspore import adapters, optimizers, sampling, state, text, words
 from gesso.engines.mindspore.alone import alone
-from gesso.engines.mindspore.forward import Shown, errors, shown
-from gesso.engines.mindspore.models import HALVES, Models, graph, recompute
+from gesso.engines.mindspore.forward import Gradient, Shown, errors, robust, shown
+from gesso.engines.mindspore.models import HALVES, NO_MEMORY, Models, graph_mode, recompute, unlike
 from gesso.errors import DeviceError, RecipeError
 from gesso.families.family import Family
 from gesso.objective.coefficients import Coefficients
-
-NO_MEMORY = r"(?i)out of memory|memory (isn't|is not|not) enough|alloc\w* (device |host )?memory fail"
-"""How MindSpore says so, in several places and words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +80,10 @@ class Engine:
                 f'the MindSpore engine has no adapter of the kind "{adapter.kind}"',
                 todo='set adapter.kind = "lora", or engine = "torch"',
             )
+        if self.compiled and adapter is not None and any((adapter.dropout, *(rule.dropout for rule in adapter.rules))):
+            raise RecipeError(
+                "a graph is made once, and dropout is drawn anew in every step", todo="set mindspore.compile = false"
+            )
         nets = tuple(adapter.targets) if adapter else self.parts
         if adapter is not None:
             self.trained = adapters.attach(self.models, adapter)
@@ -101,9 +102,11 @@ class Engine:
         for name, value in self.trained.items():
             value.name, value.requires_grad = name, True
         self.scaler = optimizers.Scaler(enabled=self.precision == "fp16")
-        self.optimizer = optimizers.Stepper(optim, self.trained, self.scaler)
-        self._trained = graph(self.models, self.family.denoiser) if self.compiled else self._denoiser
-        self._gradient = ms.value_and_grad(self._loss, None, list(self.trained.values()))
+        self._mode = graph_mode if self.compiled else nullcontext
+        self.optimizer = optimizers.Stepper(optim, self.trained, self.scaler, self._mode)
+        self._gradients: dict[tuple[tuple[str, ...], bool], Gradient] = {}
+        if self.compiled:
+            unlike(self.models, self.live)
         if keep_base:  # adapters can be switched off instead
             lasting = [name for name in self.trained if adapter is None or name.startswith("tokens.")]
             self.originals = {name: state.numpy(self.trained[name]) for name in lasting}
@@ -145,17 +148,16 @@ class Engine:
     def step(
         self, micro: Sequence[tuple[Batch, Coefficients]], *, lr: Mapping[str, float], ema_decay: float, key: int
     ) -> Known:
-        total = 0.0
-        sums: dict[str, ms.Tensor] = {}
+        total, adds = 0.0, len(micro) > 1
         with self._remembering("a training step"):
+            if adds:
+                self.optimizer.clear()
             for turn, (batch, coefficients) in enumerate(micro):
                 adapters.Drawn.key, adapters.Drawn.turn = key, turn
-                loss, gradients = self._backward(batch, coefficients)
+                loss, squares = self._backward(batch, coefficients, adds=adds)
                 total += loss
-                for name, value in zip(self.trained, gradients, strict=True):
-                    sums[name] = value if name not in sums else sums[name] + value
             scale = self.scaler.scale
-            norm = self.optimizer.step(lr, sums)
+            norm = self.optimizer.step(lr, dict(zip(self.trained, squares, strict=True)))
         for name, average in self.averages.items():
             value = self.trained[name].value()
             there = value.asnumpy() if isinstance(average, np.ndarray) else value
@@ -163,27 +165,25 @@ class Engine:
         skipped = not math.isfinite(norm)
         return Known(Metrics(loss=total, grad_norm=norm, skipped=skipped, searching=skipped and scale > 1.0))
 
-    def _backward(self, batch: Batch, c: Coefficients) -> tuple[float, Sequence[ms.Tensor]]:
-        """The loss of some rows, and the gradient of it times the loss scale, in the order of `trained`."""
+    def _backward(self, batch: Batch, c: Coefficients, *, adds: bool) -> tuple[float, list[float]]:
+        """The loss of some rows; and the squared norms of the sums of gradients, to which theirs have gone."""
         seen = self._shown(batch, c)
-        share = ms.Tensor((batch.weight * c.w).astype(np.float32))
-        self._now = (_tensors(seen.cond), c, None if batch.mask is None else ms.Tensor(batch.mask))
-        loss, gradients = self._gradient(ms.Tensor(seen.x), ms.Tensor(seen.c_noise), ms.Tensor(seen.wanted), share)
-        return float(loss.asnumpy()) / self.scaler.scale, gradients
-
-    def _loss(self, x: ms.Tensor, c_noise: ms.Tensor, wanted: ms.Tensor, share: ms.Tensor) -> ms.Tensor:
-        cond, c, mask = self._now
-        answer = self._answer(self._trained, x, c_noise, cond)
-        return (errors(answer, wanted, c, mask) * share).sum() * self.scaler.scale
-
-    def _answer(self, net: Any, x: ms.Tensor, c_noise: ms.Tensor, cond: Mapping[str, ms.Tensor]) -> ms.Tensor:
-        """The denoiser's answer, float32; captions that come as token ids go through the text encoders first."""
-        known = text.condition(cond, self.models, self.family)
-        return self.family.predict(net, x, c_noise, known).astype(ms.float32)
+        names = tuple(seen.cond)
+        if (names, adds) not in self._gradients:
+            places = (list(each.values()) for each in (self.trained, self.optimizer.sums))
+            self._gradients[names, adds] = Gradient(self.models, self.family, names, *places, adds=adds)
+        share = batch.weight * c.w * self.scaler.scale
+        inputs = [ms.Tensor(each.astype(np.float32)) for each in (seen.x, seen.c_noise, seen.wanted, share)]
+        mask = None if batch.mask is None else ms.Tensor(batch.mask)
+        cond = ms.mutable(tuple(_tensors(seen.cond).values()))
+        with self._mode():
+            loss, squares = self._gradients[names, adds](*inputs, robust(c), mask, cond)
+        return float(loss.asnumpy()) / self.scaler.scale, squares.asnumpy().astype(np.float64).tolist()
 
     def _ask(self, x: Float32, c_noise: Float32, cond: Mapping[str, Array]) -> Float32:
         """The same without gradient."""
-        return state.numpy(self._answer(self._denoiser, ms.Tensor(x), ms.Tensor(c_noise), _tensors(cond)))
+        known = text.condition(_tensors(cond), self.models, self.family)
+        return state.numpy(self.family.predict(self._denoiser, ms.Tensor(x), ms.Tensor(c_noise), known))
 
     @property
     def _denoiser(self) -> Any:
@@ -206,7 +206,7 @@ class Engine:
             seen = self._shown(batch, coefficients)
             answer = ms.Tensor(self._ask(seen.x, seen.c_noise, seen.cond))
             mask = None if batch.mask is None else ms.Tensor(batch.mask)
-            return state.numpy(errors(answer, ms.Tensor(seen.wanted), coefficients, mask))
+            return state.numpy(errors(answer, ms.Tensor(seen.wanted), robust(coefficients), mask))
 
     # ---------------------------------------------------------------- sample
 
@@ -263,10 +263,11 @@ class Engine:
         except (RuntimeError, MemoryError) as error:
             if isinstance(error, RuntimeError) and not re.search(NO_MEMORY, str(error)):
                 raise
+            less = "mindspore.compile = false, " if self.compiled else ""
             raise DeviceError(
                 f"there is not enough memory on {self.device} for {what}",
-                todo="set train.micro_batch = 1, train.gradient_checkpointing = true, or a smaller train.resolution; "
-                "nothing that was saved is lost",
+                todo=f"set {less}train.micro_batch = 1, train.gradient_checkpointing = true, or a smaller "
+                "train.resolution; nothing that was saved is lost",
             ) from error
 
 

@@ -7,7 +7,9 @@ The weights are put in here and not by mindone: it leaves a network random where
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
@@ -26,6 +28,8 @@ UNUSED = ("safety_checker", "feature_extractor")
 LIBRARIES = {"diffusers": "mindone.diffusers", "transformers": "mindone.transformers"}
 HALVES = {"bf16": ms.bfloat16, "fp16": ms.float16}
 LEGACY = "text_model."
+NO_MEMORY = r"(?i)out of memory|memory (isn't|is not|not) enough|alloc\w* (device |host )?memory fail"
+"""How MindSpore says so, in several places and words."""
 OWN_NAMES: tuple[tuple[tuple[type, ...], dict[str, str]], ...] = (
     ((nn.LayerNorm, nn.GroupNorm), {"gamma": "weight", "beta": "bias"}),
     ((nn.Embedding,), {"embedding_table": "weight"}),
@@ -148,15 +152,35 @@ def recompute(net: Any) -> None:
             cell.recompute(use_reentrant=False)
 
 
-def graph(models: Models, name: str) -> Any:
-    """The network `name` as a graph, made when it is first called with tensors of some shapes, and for those.
+def unlike(models: Models, names: Iterable[str]) -> None:
+    """Give every parameter a name of its own, as a graph wants it.
 
-    It is what the network was then: adapters that are switched off or added later do not show in it.
+    A layer that an adapter has been put around calls its weights as its neighbours do.
     """
-    # A layer that an adapter has been put around calls its weights as its neighbours do.
-    for own, parameter in models.parameters(name).items():
-        parameter.name = f"{name}.{own}"
-    return ms.jit(models.get(name).construct)
+    for name in names:
+        for own, parameter in models.parameters(name).items():
+            parameter.name = f"{name}.{own}"
+
+
+@contextmanager
+def graph_mode() -> Iterator[None]:
+    """Cells that are called meanwhile are graphs, made at the first call with inputs of some shapes, and for those.
+
+    A graph is what the cell was then: adapters that are switched off or added later do not show in it. (`ms.jit`, which
+    would do the same in eager mode, takes three times as long for a step.) RecipeError where there cannot be one.
+    """
+    ms.set_context(mode=ms.GRAPH_MODE)
+    try:
+        yield
+    except Exception as error:  # whatever its compiler stumbles over
+        if isinstance(error, MemoryError) or re.search(NO_MEMORY, str(error)):
+            raise
+        raise RecipeError(
+            f"MindSpore cannot make a graph of this model's training step: {first_line(error)}",
+            todo="set mindspore.compile = false",
+        ) from error
+    finally:
+        ms.set_context(mode=ms.PYNATIVE_MODE)
 
 
 def first_line(error: Exception) -> str:

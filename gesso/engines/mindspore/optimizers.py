@@ -1,22 +1,14 @@
-"""AdamW, Adam and SGD with MindSpore's fused operators, and the one way in which they move the weights.
+"""What AdamW, Adam and SGD remember, and which weights they move when; how far is said in moves.py.
 
-MindSpore's `nn.AdamWeightDecay`, which mindone's scripts use, leaves out Adam's bias correction. The operator below it,
-
-    p −= lr' · (m / (√v + eps') + decay'·p)
-
-is AdamW with it (Loshchilov and Hutter 2019, arXiv:1711.05101), as PyTorch computes it, for the numbers
-
-    lr' = lr·c        eps' = eps·√(1−β2^t)        decay' = decay/c        c = √(1−β2^t)/(1−β1^t)
-
-(Kingma and Ba 2015, arXiv:1412.6980, the end of section 2). One operator for a parameter is a tenth of the time that
-three take, decay, assignment and MindSpore's operator Adam. The state has PyTorch's names and meaning.
+The state has PyTorch's names and meaning.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from functools import lru_cache
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
 
 import mindspore as ms
 import numpy as np
@@ -24,6 +16,7 @@ from mindspore import ops
 
 from gesso.arrays import Array
 from gesso.engines.engine import Optim
+from gesso.engines.mindspore import moves
 from gesso.errors import RecipeError, StorageError
 
 MOMENTS: Mapping[str, tuple[str, ...]] = {
@@ -35,6 +28,8 @@ MOMENTS: Mapping[str, tuple[str, ...]] = {
 STEP = "step"
 GROWTH_INTERVAL = 2000
 """Steps without an overflow after which fp16's loss scale doubles, as in PyTorch."""
+Mode = Callable[[], AbstractContextManager[None]]
+"""In which cells are called: eagerly, or as graphs."""
 
 
 class Scaler:
@@ -56,7 +51,7 @@ class Scaler:
 class Stepper:
     """One optimiser over all that is trained; a group (the name's first word) has its own rate, or rests."""
 
-    def __init__(self, optim: Optim, trained: Mapping[str, ms.Parameter], scaler: Scaler) -> None:
+    def __init__(self, optim: Optim, trained: Mapping[str, ms.Parameter], scaler: Scaler, mode: Mode) -> None:
         if optim.name not in MOMENTS:
             raise RecipeError(
                 f'the MindSpore engine has no optimiser "{optim.name}"', todo=f"use one of {', '.join(MOMENTS)}"
@@ -69,46 +64,56 @@ class Stepper:
             if kind != "momentum_buffer" or optim.betas[0]
             for name, value in trained.items()
         }
-        self._adam, self._momentum = ops.AdamWeightDecay(), ops.ApplyMomentum()
+        self.sums = {
+            name: ms.Parameter(ops.zeros_like(value), name=f"sum/{name}", requires_grad=False)
+            for name, value in trained.items()
+        }
+        self.mode, self._clear = mode, moves.Each(moves.clear, list(self.sums.values()))
+        self._moves: dict[tuple[str, ...], moves.Each] = {}
 
-    def step(self, lr: Mapping[str, float], gradients: Mapping[str, ms.Tensor]) -> float:
-        """Move the weights of the groups in `lr` by their gradients, which carry the scaler's factor.
+    def clear(self) -> None:
+        """Make all sums of gradients 0."""
+        with self.mode():
+            self._clear(_scalars(0.0))
 
-        Returns the norm, before clipping, of all gradients that count. Where it is not finite, nothing has moved.
+    def step(self, lr: Mapping[str, float], squares: Mapping[str, float]) -> float:
+        """Move the weights of the groups in `lr` by the sums of their gradients, which carry the scaler's factor.
+
+        `squares` are the squared norms of those sums. Returns the norm, before clipping, of all that count. Where it is
+        not finite, nothing has moved.
         """
-        own = {name: value for name, value in gradients.items() if _group(name) in lr}
+        own = [name for name in squares if _group(name) in lr]
         if not own:
             return 0.0
-        squares = _squares(own)
-        norm = math.sqrt(sum(squares.values())) / self.scaler.scale
+        norm = math.sqrt(sum(squares[name] for name in own)) / self.scaler.scale
         finite = math.isfinite(norm)
         if finite:
             factor = min(1.0, self.optim.clip / (norm + 1e-6)) if self.optim.clip else 1.0
-            factor /= self.scaler.scale
             moving = {_layer(name) for name in own if squares[name] or self.taken[name] or _group(name) == "tokens"}
-            for name, gradient in own.items():
-                if _layer(name) in moving:
-                    self._move(name, gradient if factor == 1.0 else gradient * factor, lr[_group(name)])
+            self._move([name for name in own if _layer(name) in moving], factor / self.scaler.scale, lr)
         self.scaler.update(finite=finite)
         return norm
 
-    def _move(self, name: str, gradient: ms.Tensor, lr: float) -> None:
-        parameter, decay, optim = self.trained[name], self._decay(name), self.optim
-        self.taken[name] += 1
-        if decay and optim.name != "adamw":
-            gradient, decay = gradient + decay * parameter, 0.0
-        if optim.name == "sgd":
-            if optim.betas[0]:
-                self._momentum(parameter, self.moments[f"momentum_buffer/{name}"], lr, gradient, optim.betas[0])
-            else:
-                ops.assign(parameter, parameter - lr * gradient)
-            return
-        first, second = (self.moments[f"{kind}/{name}"] for kind in MOMENTS["adamw"])
-        numbers = _numbers(self.taken[name], lr, optim.betas, optim.eps, decay)
-        self._adam(parameter, first, second, *numbers, gradient)
+    def _move(self, names: Sequence[str], factor: float, lr: Mapping[str, float]) -> None:
+        alike: dict[tuple[str, int], list[str]] = {}
+        for name in names:
+            self.taken[name] += 1
+            alike.setdefault((_group(name), self.taken[name]), []).append(name)
+        for (group, taken), some in alike.items():
+            numbers = moves.numbers(self.optim, taken, lr[group], self._decay(group))
+            with self.mode():
+                self._together(tuple(some))(_scalars(factor, *numbers))
 
-    def _decay(self, name: str) -> float:
-        group = _group(name)
+    def _together(self, names: tuple[str, ...]) -> moves.Each:
+        """What moves these parameters, for all of which the same numbers hold."""
+        if names not in self._moves:
+            kinds = [kind for kind in MOMENTS[self.optim.name] if f"{kind}/{names[0]}" in self.moments]
+            moments = [[self.moments[f"{kind}/{name}"] for name in names] for kind in kinds]
+            own = [[places[name] for name in names] for places in (self.sums, self.trained)]
+            self._moves[names] = moves.Each(moves.RULES[self.optim.name, len(kinds)], *own, *moments)
+        return self._moves[names]
+
+    def _decay(self, group: str) -> float:
         # The length of a word's vector means something; pulling it to 0 would undo what the word learns.
         if group == "tokens":
             return 0.0
@@ -146,12 +151,9 @@ class Stepper:
                 raise StorageError(f'the optimiser state holds "{key}", which this optimiser does not have')
 
 
-@lru_cache(maxsize=16)  # of one step: hundreds of parameters want the same
-def _numbers(taken: int, lr: float, betas: tuple[float, float], eps: float, decay: float) -> tuple[ms.Tensor, ...]:
-    """What the operator wants to know of the step after which `taken` have been taken: lr', β1, β2, eps', decay'."""
-    first, second = (1.0 - beta**taken for beta in betas)
-    c = math.sqrt(second) / first
-    return tuple(ms.Tensor(each, ms.float32) for each in (lr * c, *betas, eps * math.sqrt(second), decay / c))
+def _scalars(*values: float) -> Any:
+    """As inputs of a graph, not constants of it."""
+    return ms.mutable(tuple(ms.Tensor(value, ms.float32) for value in values))
 
 
 def _group(name: str) -> str:
@@ -165,10 +167,3 @@ def _layer(name: str) -> str:
     PyTorch gives it none, and leaves it as it is; MindSpore gives it zeros, by which weight decay would move it.
     """
     return name.partition(".lora_")[0]
-
-
-def _squares(values: Mapping[str, ms.Tensor]) -> dict[str, float]:
-    """The squared norm of each, brought from the device at once."""
-    single = (value if value.dtype == ms.float32 else value.astype(ms.float32) for value in values.values())
-    sums = [value.square().sum() for value in single]
-    return dict(zip(values, ops.stack(sums).asnumpy().astype(np.float64).tolist(), strict=True))
